@@ -1,0 +1,129 @@
+"""Weights in and out: PyTorch checkpoints to Flax and back, without PyTorch."""
+
+import argparse
+import contextlib
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from convert import networks, prompt, sources
+from svdp_jax.errors import UserError
+from svdp_jax.prompts import PORTRAIT
+
+EXAMPLES = f"""\
+networks:
+  sd35     the image model of Stable Diffusion 3.5 Medium
+  vae      its autoencoder
+  text     its three text encoders, with their tokenizers
+  all      all of these, from the folder of a whole diffusers pipeline
+  svdp     a trained video model, whose new layers have a file of their own
+  prompt   no weights: OUT gets the empty prompt and one other, encoded once, so that
+           train and animate need no text encoder
+
+examples:
+  python -m convert all stabilityai/stable-diffusion-3.5-medium sd35m
+  python -m convert sd35 sd3.5_medium.safetensors backbone --dtype bfloat16
+  python -m convert prompt sd35m prompts
+  python -m convert prompt sd35m prompts --prompt "{PORTRAIT}"
+  python -m convert sd35 backbone for_diffusers --reverse
+
+SRC is a diffusers folder, one of its network folders, a .safetensors file, or a name on
+the Hugging Face hub. OUT must not exist; it appears when it is complete.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m convert",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("network", choices=[*networks.NETWORKS, "prompt"])
+    parser.add_argument("src", metavar="SRC")
+    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument("--reverse", action="store_true", help="Flax to a diffusers folder")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC"
+    )
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="accept weights with NaN or infinity"
+    )
+    parser.add_argument(
+        "--prompt", default=PORTRAIT, help="for the network prompt; default: %(default)r"
+    )
+    options = parser.parse_args(arguments)
+    jax.config.update("jax_platforms", "cpu")  # weights pass through host memory only
+    try:
+        run(options)
+    except UserError as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    with staged(options.out) as out:
+        if options.network == "prompt":
+            prompt.write(sources.local(options.src, prompt.FOLDERS), out, options.prompt)
+            return
+        parts = networks.NETWORKS[options.network]
+        src = sources.local(options.src, [n.folder for n in parts.values()])
+        rows = []
+        for folder, network in parts.items():
+            if options.reverse:
+                step, ends = networks.reverse, (src / folder, out)
+            else:
+                step, ends = networks.forward, (src, out / folder)
+            rows.append(step(*ends, network, options.dtype, options.allow_nonfinite))
+        for name in networks.COPIED.get(options.network, ()):
+            copy(src / name, out / name)
+    print(table(rows))
+
+
+@contextlib.contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A path that becomes `out` if all goes well, and of which nothing is left if not."""
+    if out.exists():
+        raise UserError(f"{out} exists already; name a new one, or remove it first.")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.rename(out)
+    except Exception as error:
+        full = "No space left" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC
+        if not full:
+            raise
+        raise UserError(f"the disk of {out} is full; nothing was kept there.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy(src: Path, out: Path) -> None:
+    if src.is_dir():
+        shutil.copytree(src, out)
+    elif src.is_file():
+        shutil.copy(src, out)
+
+
+def table(rows: list[networks.Row]) -> str:
+    """The summary, one line per network."""
+    lines = [networks.Row._fields] + [
+        (r.network, str(r.tensors), f"{r.parameters:,}", f"{r.bytes:,}", r.dtype, r.checksum)
+        for r in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+        for line in lines
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Where checkpoints lie: diffusers folders, single files, names on the Hugging Face hub."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from convert.rules import Network
+from convert.tensors import Tensor, read_header
+from svdp_jax.errors import UserError
+
+PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
+
+
+class Source(NamedTuple):
+    tensors: list[Tensor]
+    config: dict
+
+
+def find(src: str, network: Network) -> Source:
+    """The tensors and config.json of one network in SRC, which is a pipeline's folder, the
+    network's own folder, or a file. Raises UserError where there are none."""
+    path = Path(src)
+    folder = path / network.folder if (path / network.folder).is_dir() else path
+    tensors = [t for file in weight_files(folder, network) for t in read_header(file)]
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    tensors = network.rename(tensors)
+    if network.extra:
+        extra = path / f"{network.extra}.safetensors"
+        if not extra.is_file():
+            raise UserError(f"{extra} is missing; it holds the layers that {network.name} adds.")
+        tensors += [replace(t, name=f"{network.extra}.{t.name}") for t in read_header(extra)]
+        config[network.extra] = read_json(path / f"{network.extra}.json")
+    return Source(tensors, config)
+
+
+def weight_files(path: Path, network: Network) -> list[Path]:
+    """The safetensors files of one network: the file, or what its folder's index names."""
+    if path.is_file():
+        if path.suffix in PICKLES:
+            refuse_pickle(path)
+        return [path]
+    index, single = path / f"{network.file}.index.json", path / network.file
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return shards(index)
+    there = sorted(p for p in path.iterdir() if p.is_file())
+    others = [p for p in there if p.suffix == ".safetensors"]
+    if len(others) == 1:
+        return others
+    for file in there:
+        if file.suffix in PICKLES:
+            refuse_pickle(file)
+    raise UserError(
+        f"{path} holds neither {network.file} nor {index.name}; name the folder of the "
+        f"pipeline, its {network.folder} folder, or one .safetensors file."
+    )
+
+
+def shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise UserError(f"{index} has no weight_map of tensor and file names.")
+    files = sorted(set(names.values()))
+    for name in files:
+        if Path(name).name != name:
+            raise UserError(f"{index} names the file {name!r} outside its folder; it is refused.")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index} names {name}, which is absent; fetch the missing shard.")
+    return [index.parent / name for name in files]
+
+
+def refuse_pickle(path: Path):
+    raise UserError(
+        f"{path} is a pickle, which can run any code, so it is never opened: get the same "
+        "weights as .safetensors from the model's page, or have diffusers or transformers "
+        "write them with save_pretrained(..., safe_serialization=True)."
+    )
+
+
+def read_json(path: Path) -> dict:
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}).") from None
+    if not isinstance(result, dict):
+        raise UserError(f"{path} does not hold a JSON object.")
+    return result
+
+
+def local(src: str, folders: list[str]) -> Path:
+    """SRC itself if it exists; else what the hub has of these folders of a pipeline."""
+    path = Path(src)
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w.\-]+/[\w.\-]+", src):
+        raise UserError(f"{src} does not exist.")
+    try:
+        from huggingface_hub import snapshot_download
+
+        patterns = [f"{folder}/*" for folder in folders] + ["*.json", "*.txt"]
+        return Path(snapshot_download(src, allow_patterns=patterns))
+    except ImportError:
+        raise UserError(
+            f"{src} is not here; to fetch it from the hub, pip install huggingface-hub."
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"{src} is not here, and the hub did not give it ({type(error).__name__}); give a "
+            "local path, or see that there is a network, `hf auth login` was done and the "
+            "model's licence accepted."
+        ) from None

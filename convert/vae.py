@@ -1,0 +1,55 @@
+"""The table of the SD3 autoencoder."""
+
+import dataclasses
+
+from convert import single_file
+from convert.rules import Layout, Network, Rule, linear, norm
+from convert.tensors import Tensor
+from svdp_jax.models.vae import Autoencoder, AutoencoderConfig
+
+CONV = r"(.*)\.(conv|conv1|conv2|conv_in|conv_out|conv_shortcut)"
+NORM = r"(.*)\.(norm1|norm2|conv_norm_out|group_norm)"
+
+RULES = (
+    Rule(CONV + r"\.weight", r"\1.\2.kernel", "o i y x -> y x i o"),
+    Rule(CONV + r"\.bias", r"\1.\2.bias"),
+    *norm(NORM, r"\1.\2"),
+    *linear(r"(.*\.to_[qkv])", r"\1"),
+    *linear(r"(.*\.to_out)\.0", r"\1"),
+)
+
+
+def read_config(tensors: dict[str, Tensor], source: dict) -> AutoencoderConfig:
+    """SD3's autoencoder where the source has no config.json of its own."""
+    fields = {f.name for f in dataclasses.fields(AutoencoderConfig)} & set(source)
+    values = {name: source[name] for name in fields}
+    return AutoencoderConfig(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
+
+
+def write_config(config: AutoencoderConfig) -> dict:
+    """The config.json of diffusers' AutoencoderKL."""
+    count = len(config.block_out_channels)
+    return dataclasses.asdict(config) | {
+        "_class_name": "AutoencoderKL",
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+        "act_fn": "silu",
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+
+
+VAE = Network(
+    name="vae",
+    folder="vae",
+    file="diffusion_pytorch_model.safetensors",
+    rename=single_file.autoencoder,
+    read_config=read_config,
+    write_config=write_config,
+    layout=lambda config: Layout(RULES),
+    build=Autoencoder,
+)

@@ -1,0 +1,124 @@
+"""Training examples as Grain batches: from the toy world, or from a folder of ordinary videos.
+
+An example is a dict of uint8 pictures: source (y x c), past (p y x c), target
+(f y x c) and driving (f y x c), the last masked to eyes, nose and mouth. Each
+is a function of its index and the seed alone, so a run resumes where it was.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+from numpy.lib.format import open_memmap
+from tqdm import tqdm
+
+from svdp_jax import config as configs
+from svdp_jax.data import face, toy
+from svdp_jax.errors import UserError
+
+ENDLESS = 1 << 40  # examples; more than any run draws
+SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg"}
+
+
+def batches(config: configs.Config, cache: Path) -> grain.IterDataset:
+    """An endless stream of batches (b ...). `cache` is a folder for what is worth keeping."""
+    data = config.data
+    if data.source == "toy":
+        example = toy_example(data, config.seed)
+    else:
+        example = clip_example(data, config.seed, folder_clips(data, cache))
+    dataset = grain.MapDataset.range(ENDLESS).map(example).batch(data.batch, drop_remainder=True)
+    return dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
+    )
+
+
+def to_uint8(pictures) -> np.ndarray:
+    """Pictures in [0, 1] to uint8."""
+    return np.asarray(np.clip(np.asarray(pictures) * 255 + 0.5, 0, 255), np.uint8)
+
+
+def toy_example(data: configs.Data, seed: int):
+    """Index to a cross-identity example of the toy world, rendered on the CPU."""
+    render = jax.jit(lambda key: toy.triple(key, data.frames, data.past, data.size))
+    cpu = jax.local_devices(backend="cpu")[0]
+
+    def example(index: int) -> dict:
+        with jax.default_device(cpu):
+            drawn = render(jax.random.fold_in(jax.random.key(seed), index))
+        return {name: to_uint8(drawn[name]) for name in ("source", "past", "target", "driving")}
+
+    return example
+
+
+def folder_clips(data: configs.Data, cache: Path) -> list[np.ndarray]:
+    """Every usable video of a folder as crops beside their masked twins: f 2 y x c.
+
+    Crops are made once and memory-mapped from the cache. Videos that cannot be
+    used are named in a warning; UserError where none can.
+    """
+    folder = Path(data.path)
+    if not data.path or not folder.is_dir():
+        raise UserError(f"config.data.path={data.path!r} is not a folder; name one that holds videos.")
+    cache.mkdir(parents=True, exist_ok=True)
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    clips = []
+    for path in tqdm(paths, desc="Cropping faces", unit="video"):
+        try:
+            clip = cropped(path, data.size, cache)
+        except UserError as error:
+            logging.warning("left out: %s", error)
+            continue
+        if len(clip) < data.frames + data.past:
+            logging.warning("left out: %s has %d frames, fewer than a clip.", path, len(clip))
+            continue
+        clips.append(clip)
+    if not clips:
+        raise UserError(
+            f"{folder} holds no video of {data.frames + data.past} frames or more with a face; "
+            f"looked at {len(paths)} files ending in {', '.join(sorted(SUFFIXES))}."
+        )
+    logging.warning(
+        "Training self-driven on %d videos: driver and target are the same person, so the model can "
+        "copy the driver's looks from the kept regions instead of learning the source's.", len(clips)
+    )
+    return clips
+
+
+def cropped(path: Path, size: int, cache: Path) -> np.ndarray:
+    """The crops of one video, from the cache where they are there."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {size}".encode())
+    target = cache / f"{key.hexdigest()[:16]}.npy"
+    if not target.exists():
+        driving = face.prepare_driving(path, size)
+        partial = target.with_suffix(".partial")
+        shape = (len(driving.track.found), 2, size, size, 3)
+        frames = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        for index, frame in enumerate(face.driving_frames(driving)):
+            frames[index] = frame.image, frame.masked
+        frames.flush()
+        partial.rename(target)
+    return np.load(target, mmap_mode="r")
+
+
+def clip_example(data: configs.Data, seed: int, clips: list[np.ndarray]):
+    """Index to a self-driven example: a stretch of a clip, and any of its frames as the source."""
+    lengths = np.array([len(clip) for clip in clips])
+
+    def example(index: int) -> dict:
+        random = np.random.default_rng((seed, index))
+        clip = clips[random.choice(len(clips), p=lengths / lengths.sum())]
+        start = random.integers(data.past, len(clip) - data.frames + 1)
+        stretch = clip[start - data.past : start + data.frames]
+        return {
+            "source": np.array(clip[random.integers(len(clip)), 0]),
+            "past": np.array(stretch[: data.past, 0]),
+            "target": np.array(stretch[data.past :, 0]),
+            "driving": np.array(stretch[data.past :, 1]),
+        }
+
+    return example

@@ -1,0 +1,508 @@
+"""Procedural portraits with exact ground truth: a small world in which the whole system can be checked.
+
+A portrait is a pure, differentiable function of who (`Identity`) and how (`Motion`). Features sit on an ellipsoid that
+turns in depth, and a picture is a pile of soft masks of analytic shapes, so it renders at any size, batches under
+`vmap`, and can be inverted by gradient descent (`fit`).
+
+Units: the picture spans [-1, 1] in x (to the right) and y (downwards). Everything positive in a motion goes to the
+right, downwards or clockwise *in the picture*.
+
+    field         range         meaning
+    yaw           -0.6 .. 0.6   head turns to the right, radians
+    pitch         -0.4 .. 0.4   head nods down, radians
+    roll         -0.35 .. 0.35  head tilts clockwise, radians
+    shift_x, _y  -0.05 .. 0.05  head moves, fractions of the picture's width
+    scale         0.95 .. 1.05  head grows
+    gaze_x, _y      -1 .. 1     irises move from one end of their path to the other
+    blink            0 .. 1     eyes close
+    mouth_open       0 .. 1     lower lip drops, up to 0.12 of the picture
+    mouth_width     -1 .. 1     pursed .. wide and smiling
+    brow            -1 .. 1     brows rise from lowest to highest
+
+Dimensions: b batch, f frames, p past frames, h w rows and columns, k layers, c colour channels.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, reduce
+
+GREY = 0.5
+NUDGE = 0.02  # of half a range: the step of finite differences in `fit`
+RANGES = {
+    "yaw": (-0.6, 0.6), "pitch": (-0.4, 0.4), "roll": (-0.35, 0.35),
+    "shift_x": (-0.05, 0.05), "shift_y": (-0.05, 0.05), "scale": (0.95, 1.05),
+    "gaze_x": (-1.0, 1.0), "gaze_y": (-1.0, 1.0), "blink": (0.0, 1.0),
+    "mouth_open": (0.0, 1.0), "mouth_width": (-1.0, 1.0), "brow": (-1.0, 1.0),
+}
+TRAITS = {
+    "face_width": (0.9, 1.08), "face_height": (0.95, 1.05), "jaw": (0.05, 0.4),
+    "hair_length": (0.1, 1.1), "fringe": (0.0, 1.0), "parting": (-0.5, 0.5), "hair_volume": (0.05, 0.15),
+    "eye_size": (0.92, 1.1), "eye_spacing": (0.94, 1.06), "eye_height": (-0.025, 0.025),
+    "brow_thickness": (0.016, 0.034), "nose_size": (0.85, 1.2), "nose_width": (0.8, 1.25), "mouth_size": (0.92, 1.1),
+}
+SKIN = ((1.0, 0.86, 0.75), (0.95, 0.74, 0.58), (0.80, 0.57, 0.42), (0.60, 0.40, 0.28), (0.42, 0.27, 0.20))
+HAIR = ((0.10, 0.08, 0.09), (0.28, 0.16, 0.10), (0.48, 0.28, 0.14), (0.85, 0.66, 0.34), (0.70, 0.30, 0.14),
+        (0.62, 0.62, 0.66), (0.24, 0.33, 0.60), (0.78, 0.42, 0.56), (0.18, 0.42, 0.40))
+IRIS = ((0.28, 0.16, 0.08), (0.12, 0.30, 0.58), (0.12, 0.42, 0.26), (0.34, 0.36, 0.42), (0.40, 0.18, 0.46))
+LIPS = ((0.80, 0.36, 0.36), (0.70, 0.22, 0.28), (0.88, 0.46, 0.46), (0.58, 0.24, 0.24))
+DARK, WHITE, PAPER = (0.10, 0.07, 0.09), (1.0, 1.0, 1.0), (0.96, 0.94, 0.90)
+
+
+class Identity(NamedTuple):
+    """Who is shown and how it is drawn. Colours are (..., 3) in [0, 1], `style` is (..., 3) weights of shaded, flat and
+    sketch, all others are (...) within TRAITS."""
+    skin: jax.Array
+    hair: jax.Array
+    iris: jax.Array
+    brow: jax.Array
+    lips: jax.Array
+    clothes: jax.Array
+    backdrop: jax.Array
+    glow: jax.Array
+    style: jax.Array
+    face_width: jax.Array
+    face_height: jax.Array
+    jaw: jax.Array
+    hair_length: jax.Array
+    fringe: jax.Array
+    parting: jax.Array
+    hair_volume: jax.Array
+    eye_size: jax.Array
+    eye_spacing: jax.Array
+    eye_height: jax.Array
+    brow_thickness: jax.Array
+    nose_size: jax.Array
+    nose_width: jax.Array
+    mouth_size: jax.Array
+
+
+class Motion(NamedTuple):
+    """How the head is held and what the face does; every field is (...) within RANGES (table above)."""
+    yaw: jax.Array
+    pitch: jax.Array
+    roll: jax.Array
+    shift_x: jax.Array
+    shift_y: jax.Array
+    scale: jax.Array
+    gaze_x: jax.Array
+    gaze_y: jax.Array
+    blink: jax.Array
+    mouth_open: jax.Array
+    mouth_width: jax.Array
+    brow: jax.Array
+
+
+class Regions(NamedTuple):
+    """Binary masks (..., h, w) of the parts whose pixels a driving video keeps. The eyes include their brows."""
+    eyes: jax.Array
+    nose: jax.Array
+    mouth: jax.Array
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------
+
+def sample_identity(key):
+    """One random Identity without leading dimensions."""
+    keys = iter(jax.random.split(key, 9 + len(TRAITS)))
+
+    def between(palette):  # a colour on the line between two neighbours, so that no two people are the same
+        place = jax.random.uniform(next(keys), maxval=len(palette) - 1.0)
+        return jnp.stack([jnp.interp(place, jnp.arange(len(palette)), jnp.array(channel)) for channel in zip(*palette)])
+
+    def any_of(palette):
+        return jnp.clip(jax.random.choice(next(keys), jnp.array(palette)), 0, 1)
+
+    skin, hair = between(SKIN), any_of(HAIR)
+    clothes, backdrop, glow = (_hue(next(keys), low, high) for low, high in ((0.15, 0.85), (0.35, 0.75), (0.6, 0.95)))
+    return Identity(
+        skin=skin, hair=hair, iris=any_of(IRIS), brow=0.6 * hair, lips=0.75 * any_of(LIPS) + 0.25 * skin,
+        clothes=clothes, backdrop=backdrop, glow=glow, style=jax.nn.one_hot(jax.random.randint(next(keys), (), 0, 3), 3),
+        **{name: jax.random.uniform(next(keys), minval=low, maxval=high) for name, (low, high) in TRAITS.items()})
+
+
+def _hue(key, low, high):
+    """A random colour (3,) whose channels reach from about `low` to `high`."""
+    angle = jax.random.uniform(key, maxval=2 * jnp.pi)
+    wheel = 0.5 + 0.5 * jnp.cos(angle + jnp.array([0.0, 2.1, 4.2]))
+    return low + (high - low) * wheel
+
+
+def sample_motion(key, frames, fps=25.0):
+    """A smooth random Motion (f,) with blinks and speech. It is a function of time alone: a longer sequence of the same
+    key begins with the shorter one."""
+    keys = iter(jax.random.split(key, 64))
+    time = jnp.arange(frames) / fps
+
+    def drift(fastest, depth):  # a wandering angle: random start, then a sum of three sinusoids
+        start, phase, hertz = (jax.random.uniform(next(keys), (3, 1)) for _ in range(3))
+        waves = jnp.sin(2 * jnp.pi * (fastest * (0.15 + 0.85 * hertz) * time + phase))
+        return 2 * jnp.pi * start[0] + depth * waves.sum(0)
+
+    def wave(fastest):  # the sine of a wandering angle fills [-1, 1] without clipping
+        return jnp.sin(drift(fastest, 0.7))
+
+    def beat(slowest, fastest):  # an angle that advances at a random pace, unevenly
+        pace = jax.random.uniform(next(keys), minval=slowest, maxval=fastest)
+        return 2 * jnp.pi * pace * time + drift(0.5, 0.4)
+
+    motion = {name: low + (high - low) * (0.5 + 0.5 * wave(1.0)) for name, (low, high) in RANGES.items()}
+    closing = jnp.exp(8 * (jnp.cos(beat(0.5, 1.3)) - 1))
+    squint = 0.35 * (0.5 + 0.5 * wave(0.6))
+    talking = jax.nn.sigmoid(6 * (wave(0.8) + 0.4))
+    syllables = (0.5 - 0.5 * jnp.cos(beat(3.0, 6.0))) * (0.7 + 0.3 * wave(1.0))
+    held = jax.nn.relu(wave(0.5)) ** 2
+    return Motion(**motion | {
+        "blink": 1 - (1 - closing) * (1 - squint),
+        "mouth_open": 1 - (1 - talking * syllables) * (1 - 0.8 * held)})
+
+
+# --- geometry -------------------------------------------------------------------------------------------------------
+
+class _View(NamedTuple):
+    """The picture plane as the head sees it: coordinates (h w) with shift, scale and roll undone, the length of a pixel
+    in them, the head's radii and its turn (3 3) in depth."""
+    x: jax.Array
+    y: jax.Array
+    pixel: jax.Array
+    radii: jax.Array
+    turn: jax.Array
+
+
+def _grid(size):
+    steps = (2 * jnp.arange(size) + 1) / size - 1
+    return jnp.meshgrid(steps, steps)
+
+
+def _view(identity, motion, size):
+    x, y = _grid(size)
+    x, y = (x - 2 * motion.shift_x) / motion.scale, (y + 0.06 - 2 * motion.shift_y) / motion.scale
+    cos, sin = jnp.cos(motion.roll), jnp.sin(motion.roll)
+    radii = jnp.stack([0.56 * identity.face_width, 0.68 * identity.face_height, 0.58 * jnp.ones(())])
+    cy, sy, cp, sp = jnp.cos(motion.yaw), jnp.sin(motion.yaw), jnp.cos(motion.pitch), jnp.sin(motion.pitch)
+    turn = jnp.stack([cy, -sy * sp, sy * cp, 0.0 * cp, cp, sp, -sy, -cy * sp, cy * cp])
+    return _View(cos * x + sin * y, cos * y - sin * x, 2 / size / motion.scale, radii, rearrange(turn, "(a c) -> a c", a=3))
+
+
+def _spot(view, u, v, lift=0.0):
+    """Where the point (u, v) of the face, `lift` above it, is seen: (3,). The face looks along +z."""
+    a, b, c = view.radii
+    return view.turn @ jnp.stack([u, v, c * jnp.sqrt(1 - (u / a) ** 2 - (v / b) ** 2) + lift])
+
+
+def _local(view, u, v, lift=0.0):
+    """The picture in coordinates of the face's surface at (u, v): x and y, each (h w). This is what makes the far eye
+    narrow. The slopes are damped, or features near the rim would fold up."""
+    a, b, c = view.radii
+    height = jnp.sqrt(1 - (u / a) ** 2 - (v / b) ** 2)
+    right = view.turn @ jnp.stack([1.0, 0.0, -c * u / a**2 / height])
+    down = view.turn @ jnp.stack([0.0, 1.0, -0.4 * c * v / b**2 / height])
+    centre = _spot(view, u, v, lift)
+    x, y = view.x - centre[0], view.y - centre[1]
+    area = right[0] * down[1] - right[1] * down[0]
+    return (down[1] * x - down[0] * y) / area, (right[0] * y - right[1] * x) / area
+
+
+def _beside(view, v):
+    """Head coordinates relative to a seen point on the middle of the face, without foreshortening."""
+    centre = _spot(view, 0.0, v)
+    return view.x - centre[0], view.y - centre[1]
+
+
+def _ellipse(x, y, rx, ry):
+    """Signed distance to an ellipse, to first order; negative inside."""
+    k = jnp.sqrt((x / rx) ** 2 + (y / ry) ** 2 + 1e-6)
+    return k * (k - 1) / jnp.sqrt((x / rx**2) ** 2 + (y / ry**2) ** 2 + 1e-6)
+
+
+def _box(x, y, rx, ry):
+    """Signed distance, roughly, to a superellipse of power four: a rounded box."""
+    return (((x / rx) ** 4 + (y / ry) ** 4 + 1e-6) ** 0.25 - 1) * jnp.minimum(rx, ry)
+
+
+def _capsule(view, start, end, radius):
+    """Signed distance to a line of the given half thickness between two seen points."""
+    x, y, dx, dy = view.x - start[0], view.y - start[1], end[0] - start[0], end[1] - start[1]
+    along = jnp.clip((x * dx + y * dy) / (dx**2 + dy**2 + 1e-6), 0, 1)
+    return jnp.sqrt((x - along * dx) ** 2 + (y - along * dy) ** 2 + 1e-6) - radius
+
+
+def _cover(distance, pixel):
+    """How much of each pixel lies inside, for a signed distance."""
+    return jax.nn.sigmoid(-4 * distance / pixel)
+
+
+def _between(y, top, bottom, pixel):
+    """How much of each pixel lies between two curves; nothing where they cross."""
+    return jax.nn.relu(_cover(top - y, pixel) - _cover(bottom - y, pixel))
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+def _eye_sizes(identity):
+    return 0.168 * identity.eye_size, 0.13 * identity.eye_size  # half width, height above the middle
+
+
+def _eye(identity, view, side):
+    """Local coordinates of one eye; x is mirrored so that it grows outwards on both sides (-1 left, 1 right)."""
+    x, y = _local(view, side * 0.262 * identity.eye_spacing, identity.eye_height - 0.06)
+    return side * x, y
+
+
+def _mouth(identity, motion, view):
+    """Local coordinates and the curves of the mouth: x, y, its middle line, its profile (1 in the middle, 0 at the
+    corners) and how far it is open."""
+    x, y = _local(view, 0.0, 0.33, 0.02)
+    half = 0.25 * identity.mouth_size * (1 + 0.25 * motion.mouth_width)
+    across = (x / half) ** 2
+    return x, y, -0.04 * (1.0 + motion.mouth_width) * (across - 0.4), 1 - across, 0.24 * motion.mouth_open, half
+
+
+def _eye_layers(identity, motion, view, ink, lid):
+    """Layers of both eyes and brows, back to front."""
+    width, height = _eye_sizes(identity)
+
+    def masks(side):
+        x, y = _eye(identity, view, side)
+        arc, lash = 1 - (x / width) ** 2, 1 - (x / width / 1.12) ** 2
+        low, high = 0.75 * height * arc, (1.75 * motion.blink - 1) * height * arc
+        opening = _between(y, high, low, view.pixel)
+        gaze_x, gaze_y = x - side * 0.5 * width * motion.gaze_x, y + 0.1 * height - 0.5 * height * motion.gaze_y
+        brow = 0.9 * (x - 0.02) ** 2 - height - 0.09 - 0.05 * motion.brow
+        thick = identity.brow_thickness * jax.nn.sigmoid((0.95 * width - jnp.abs(x)) / 0.03)
+        return jnp.stack([
+            0.5 * _between(y, -1.15 * height * lash, low, view.pixel),
+            opening,
+            opening * _cover(_ellipse(gaze_x, gaze_y, 0.46 * width, 0.46 * width), view.pixel),
+            opening * _cover(_ellipse(gaze_x, gaze_y, 0.24 * width, 0.24 * width), view.pixel),
+            opening * _cover(_ellipse(gaze_x + 0.03 * side, gaze_y + 0.035, 0.024, 0.024), view.pixel),
+            _between(y, high - 0.036 * lash, high + 0.008 * lash, view.pixel),
+            _between(y, brow - thick, brow + thick, view.pixel)])
+
+    both = jax.vmap(masks)(jnp.array([-1.0, 1.0])).sum(0)
+    return list(zip(both, (lid, WHITE, identity.iris, DARK, WHITE, ink, identity.brow)))
+
+
+def _nose_layers(identity, view, shade, glint):
+    tip, bridge = (0.0, 0.12, 0.13 * identity.nose_size), _spot(view, 0.0, -0.08, 0.05)
+    x, y = _local(view, *tip)
+    rx, ry = 0.085 * identity.nose_width, 0.06 * identity.nose_size
+    nostrils = jnp.minimum(_ellipse(x - 0.5 * rx, y - 0.6 * ry, 0.3 * rx, 0.02), _ellipse(x + 0.5 * rx, y - 0.6 * ry, 0.3 * rx, 0.02))
+    return [(0.6 * _cover(_capsule(view, bridge, _spot(view, *tip), 0.035), 2.5 * view.pixel), shade),
+            (0.9 * _cover(_ellipse(x, y, rx, ry), view.pixel), shade),
+            (glint * _cover(_ellipse(x + 0.02, y + 0.4 * ry, 0.35 * rx, 0.35 * ry), 2 * view.pixel), WHITE),
+            (0.8 * _cover(nostrils, view.pixel), DARK)]
+
+
+def _mouth_layers(identity, motion, view, lips):
+    x, y, line, arc, drop, half = _mouth(identity, motion, view)
+    inside = _between(y, line - 0.008 * arc, line + (0.012 + drop) * arc, view.pixel)
+    return [(_between(y, line - 0.055 * arc, line + (drop + 0.075) * arc, view.pixel), lips),
+            (inside, (0.22, 0.05, 0.07)),
+            (inside * _cover(_ellipse(x, y - line - drop, 0.55 * half, 0.4 * drop + 1e-2), view.pixel) , (0.85, 0.38, 0.40)),
+            (_between(y, line, line + 0.33 * drop * arc, view.pixel), (0.97, 0.96, 0.93))]
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+def _luma(colour):
+    return jnp.dot(jnp.asarray(colour), jnp.array([0.3, 0.59, 0.11]))
+
+
+def _head_layers(identity, motion, view, tone, ink, line):
+    """Backdrop, body, head and hair, back to front."""
+    shaded, flat, sketch = identity.style
+    x0, y0 = _grid(view.x.shape[0])
+    x, y, pixel = view.x, view.y, view.pixel
+    a, b, c = view.radii
+    ahead = view.turn[:2, 2]  # where the face points, in the picture
+    skin, hair, clothes = tone(identity.skin), tone(identity.hair), tone(identity.clothes)
+    dark_skin, dark_hair = 0.72 * skin, 0.7 * hair
+    edge = 0.022 * (flat + sketch)
+
+    # the chin is in front of the head's axis, so it swings with the face
+    jaw_x = x - 0.25 * ahead[0] * (y / b + 0.2)
+    jaw_y = y - 0.12 * ahead[1]
+    face = _ellipse(jaw_x / (1 - 0.5 * identity.jaw * jax.nn.relu(jaw_y / b) ** 2), jaw_y, a, b)
+    crown = _ellipse(x + 0.10 * ahead[0], y + 0.05 + 0.1 * ahead[1], a + identity.hair_volume, b + identity.hair_volume)
+    window_x, window_y = _beside(view, 0.14 + 0.1 * identity.fringe)
+    window = _ellipse(window_x, window_y + identity.parting * window_x, 0.9 * a, 0.82 * b)
+    ends = _ellipse(x, y + 0.6, 1.5 * a, 0.75 + 0.45 * identity.hair_length)
+    front = jnp.maximum(jnp.maximum(crown, -window), ends)
+    back = _box(x + 0.18 * ahead[0], y - 0.45 * identity.hair_length + 0.25, a - 0.08 + (0.1 + identity.hair_volume) * identity.hair_length, 0.35 + 0.45 * identity.hair_length)
+    ears = jnp.minimum(*(_ellipse(x - side * (a + 0.02) * view.turn[0, 0], y + side * a * view.turn[1, 0] - 0.04, 0.09, 0.14) for side in (-1, 1)))
+    body_x, body_y = x0 - motion.shift_x, y0 - motion.shift_y
+    torso = _ellipse(body_x, body_y - 1.25, 0.95, 0.55)
+    neck = _box(body_x - 0.3 * motion.roll * (0.8 - body_y), body_y - 0.62, 0.24, 0.42)
+    collar = _ellipse(body_x, body_y - 0.74, 0.30, 0.17)
+
+    light = 0.75 * x / a + 0.5 * y / b - 0.8 * ahead[0] - 0.5 * ahead[1]  # from the upper left, over the turned face
+    shadow = jax.nn.sigmoid(light / 0.22 - 1.2) * shaded + 0.55 * _cover(0.62 - light, 2 * pixel) * flat
+    hatch = jax.nn.sigmoid(light / 0.15 - 1) * (0.5 + 0.5 * jnp.sin(38 * (x + 0.6 * y))) * sketch
+    strands = (0.5 + 0.5 * jnp.sin(30 * x / (1.3 - y))) * (0.3 * sketch + 0.12 * shaded)
+    gloss = jnp.exp(-((x + 0.1 * ahead[0] + 0.18) / 0.3) ** 2 - ((y + 0.55) / 0.09) ** 2)
+    on_face, on_front = _cover(face, pixel), _cover(front, pixel)
+    cheeks = sum(_cover(_ellipse(*_local(view, side * 0.33, 0.2), 0.1, 0.07), 4 * pixel + 0.08) for side in (-1, 1))
+    glow = jnp.exp(-((x0 / 0.9) ** 2 + ((y0 + 0.2) / 0.9) ** 2))
+
+    return [(jnp.ones_like(x), tone(identity.backdrop)),
+            (glow, tone(identity.glow)),
+            (line * _cover(back - edge, pixel), ink), (_cover(back, pixel), dark_hair),
+            (line * _cover(ears - edge, pixel), ink), (_cover(ears, pixel), skin),
+            (line * _cover(neck - edge, pixel), ink), (_cover(neck, pixel), 0.86 * skin),
+            (line * _cover(torso - edge, pixel), ink), (_cover(torso, pixel), clothes),
+            (_cover(collar, pixel), 0.86 * skin),
+            (line * _cover(face - edge, pixel), ink), (on_face, skin),
+            (on_face * 0.75 * shadow, dark_skin), (on_face * 0.4 * cheeks * (shaded + flat), jnp.array([0.9, 0.4, 0.38])),
+            (line * _cover(front - edge, pixel), ink), (on_front, hair),
+            (on_front * strands, dark_hair), (0.35 * on_front * gloss * (shaded + flat), jnp.ones(3)),
+            (0.3 * hatch * jnp.maximum(on_face, on_front), ink)]
+
+
+def _paint(identity, motion, size):
+    """One picture (h w c)."""
+    shaded, flat, sketch = identity.style
+    view = _view(identity, motion, size)
+    ink = (1 - sketch) * jnp.array(DARK) + sketch * 0.25
+
+    def wash(colour, paper):  # each style has its palette: flat is vivid, a sketch is nearly colourless on paper
+        grey = _luma(colour)
+        vivid = grey + (1 + 0.15 * flat - 0.85 * sketch) * (colour - grey)
+        return jnp.clip((1 - paper * sketch) * vivid + paper * sketch * jnp.array(PAPER), 0, 1)
+
+    tone = lambda colour: wash(colour, 0.62)
+    skin, tint = tone(identity.skin), lambda colour: wash(jnp.asarray(colour), 0.1)
+    layers = _head_layers(identity, motion, view, tone, ink, 0.95 * flat + 0.85 * sketch)
+    layers += _nose_layers(identity, view, 0.76 * skin, 0.6 * shaded)
+    layers += _mouth_layers(identity, motion, view, wash(identity.lips, 0.3))
+    layers += _eye_layers(identity, motion, view, ink, 0.8 * skin)
+    masks = jnp.stack([mask for mask, _ in layers])  # k h w
+    colours = jnp.stack([jnp.asarray(colour) for _, colour in layers])  # k c
+    picture = jnp.zeros((3, size, size))
+    for k in range(len(layers)):
+        picture += masks[k] * (colours[k][:, None, None] - picture)
+    return rearrange(picture, "c h w -> h w c")
+
+
+def _per_frame(function):
+    """Extends a function of one Identity and one Motion to leading dimensions of both; an identity may have fewer."""
+    def extended(identity, motion, size):
+        if motion.yaw.ndim == 0:
+            return function(identity, motion, size)
+        own = 0 if identity.jaw.ndim else None
+        return jax.vmap(lambda i, m: extended(i, m, size), in_axes=(own, 0))(identity, motion)
+    return extended
+
+
+def render(identity, motion, size):
+    """Pictures (..., size, size, 3) in [0, 1] for a Motion (...); leading dimensions of the identity must be the first
+    ones of the motion, e.g. (b) and (b f)."""
+    return _per_frame(_paint)(identity, motion, size)
+
+
+def _outline(identity, motion, size):
+    view = _view(identity, motion, size)
+    width, height = _eye_sizes(identity)
+    x, y, line, _, drop, half = _mouth(identity, motion, view)
+    eyes = [_eye(identity, view, side) for side in (-1, 1)]
+    eyes = jnp.minimum(*(_box(x, y + 0.55 * height + 0.02, 1.17 * width, 1.5 * height + 0.03) for x, y in eyes))
+    nose = _capsule(view, _spot(view, 0.0, -0.05, 0.05), _spot(view, 0.0, 0.13, 0.13 * identity.nose_size), 0.13)
+    mouth = _box(x, y - line - 0.5 * drop - 0.01, half + 0.04, 0.5 * drop + 0.11)
+    return Regions(*((distance < 0.5 * view.pixel).astype(jnp.float32) for distance in (eyes, nose, mouth)))
+
+
+def regions(identity, motion, size):
+    """Exact Regions (..., size, size) of the same pictures that `render` makes, half a pixel wide of the features."""
+    return _per_frame(_outline)(identity, motion, size)
+
+
+def mask_driving(frames, regions):
+    """Frames (..., h, w, c) of which only the regions are left; all else is GREY, which hides who the driver is."""
+    keep = jnp.maximum(jnp.maximum(regions.eyes, regions.nose), regions.mouth)[..., None]
+    return jnp.where(keep > 0, frames, GREY)
+
+
+def triple(key, frames, past, size):
+    """One cross-identity example with exact truth: person A (`identity`) in `source` (h w c), `past` (p h w c) and
+    `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f)."""
+    key_a, key_b, key_motion, key_source = jax.random.split(key, 4)
+    identity, driver = sample_identity(key_a), sample_identity(key_b)
+    sequence = sample_motion(key_motion, past + frames)
+    elsewhere = jax.tree.map(lambda field: field[0], sample_motion(key_source, 1))
+    before, motion = (jax.tree.map(lambda field: field[part], sequence) for part in (slice(past), slice(past, None)))
+    return {
+        "source": render(identity, elsewhere, size),
+        "past": render(identity, before, size),
+        "target": render(identity, motion, size),
+        "driving": mask_driving(render(driver, motion, size), regions(driver, motion, size)),
+        "motion": motion, "identity": identity, "driver": driver}
+
+
+# --- inverse --------------------------------------------------------------------------------------------------------
+
+def _motion(place):
+    """Motion (...) for places (..., 12) in [-1, 1], each between the two ends of its range."""
+    low, high = (jnp.array(ends) for ends in zip(*RANGES.values()))
+    values = low + (high - low) * (0.5 + 0.5 * place)
+    return Motion(*(values[..., i] for i in range(len(RANGES))))
+
+
+def _coarse(picture, factor):
+    return reduce(picture, "... (h y) (w x) c -> ... h w c", "mean", y=factor, x=factor)
+
+
+@partial(jax.jit, static_argnames="steps")
+def fit(frames, identity, steps=10):
+    """The Motion (f) of frames (f h w c) in [0, 1] that show a known Identity; the size is a multiple of 4.
+
+    Damped Gauss-Newton (Levenberg-Marquardt) on each frame by itself, from the two likeliest of a grid of poses, with
+    eyes open and nearly closed; the best end wins. Pictures are compared at three scales at once, so that features
+    attract each other from afar. Every new shape compiles for some seconds: cut long clips into equal pieces."""
+    size = frames.shape[1]
+    poses = jnp.stack(jnp.meshgrid(*(jnp.linspace(-0.9, 0.9, n) for n in (7, 7, 5))), -1).reshape(-1, 3)
+    starts = jnp.concatenate([poses, jnp.zeros((len(poses), len(RANGES) - 3))], 1)
+    shown = _coarse(render(identity, _motion(starts), size), 4)
+    misfit = jnp.square(_coarse(frames, 4)[:, None] - shown).sum((2, 3, 4))
+    starts = starts[jax.lax.top_k(-misfit, 2)[1]]  # f 2 12
+    blink = Motion._fields.index("blink")
+    starts = jnp.concatenate([starts.at[..., blink].set(-0.5), starts.at[..., blink].set(0.7)], 1)  # f 4 12
+
+    nearby = jnp.concatenate([jnp.zeros((1, len(RANGES))), NUDGE * jnp.eye(len(RANGES))])
+
+    def measure(place, frame):  # loss, and what its quadratic model needs
+        # differences cost less than derivatives here: nothing but pictures to compute, and to compile
+        errors = render(identity, _motion(place + nearby), size) - frame
+        errors = jnp.concatenate([scale * rearrange(_coarse(errors, scale), "k h w c -> k (h w c)") for scale in (1, 2, 4)], 1)
+        value, slopes = errors[0], (errors[1:] - errors[0]) / NUDGE
+        return value @ value, slopes @ slopes.T, slopes @ value
+
+    def refine(start_and_frame):
+        start, frame = start_and_frame
+
+        def step(state, _):
+            place, damping, loss, curvature, slope = state
+            damped = curvature + damping * jnp.diag(jnp.diag(curvature)) + 1e-3 * jnp.eye(len(place))
+            trial = jnp.clip(place - jnp.linalg.solve(damped, slope), -1, 1)
+            measured = measure(trial, frame)
+            better = measured[0] < loss
+            return jax.tree.map(lambda new, old: jnp.where(better, new, old),
+                                (trial, damping / 3, *measured), (place, damping * 4, loss, curvature, slope)), None
+
+        unknown = jnp.inf, jnp.eye(len(start)), jnp.zeros_like(start)  # accepts the start itself first
+        (place, _, loss, *_), _ = jax.lax.scan(step, (start, 0.1, *unknown), length=steps)
+        return place, loss
+
+    tries = starts.shape[1]
+    each = rearrange(starts, "f s m -> (f s) m"), jnp.repeat(frames, tries, 0)
+    places, losses = jax.lax.map(refine, each, batch_size=16)
+    places, best = rearrange(places, "(f s) m -> f s m", s=tries), rearrange(losses, "(f s) -> f s", s=tries).argmin(1)
+    return _motion(places[jnp.arange(len(frames)), best])
+
+
+def correlation(true, fitted):
+    """Pearson's r per parameter over all frames of two Motions: {name: float}; nan where the truth is constant."""
+    with np.errstate(invalid="ignore"):
+        return {name: float(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) for name, a, b in zip(Motion._fields, true, fitted)}

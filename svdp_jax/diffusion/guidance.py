@@ -1,0 +1,66 @@
+"""The paper's guidance over four nested sets of conditions.
+
+Level 0 knows nothing, 1 the source, 2 source and driving, 3 all with past. The
+result is u + ls (s - u) + ld (d - s) + lp (p - d), a weighted sum of the four.
+"""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+from svdp_jax.config import Sampling
+
+CONDITIONS = ("source", "driving", "past")  # in the order in which levels gain them
+
+
+def weights(config: Sampling) -> tuple[float, ...]:
+    """Of the four levels; they sum to one."""
+    s, d, p = config.source, config.driving, config.past
+    return (1 - s, s - d, d - p, p)
+
+
+def zeroed(conditions: dict, level: jax.Array) -> dict:
+    """Conditions (b ...) with those above each example's level (b,) as zero latents."""
+    return {
+        name: jnp.where((level > i).reshape((-1,) + (1,) * (x.ndim - 1)), x, 0)
+        for i, name in enumerate(CONDITIONS)
+        if (x := conditions.get(name)) is not None
+    }
+
+
+def dropped(conditions: dict, level: int) -> dict:
+    """Conditions without those above the level."""
+    return {name: conditions.get(name) for name in CONDITIONS[:level]}
+
+
+def guided(predict: Callable, conditions: dict, config: Sampling, null: str) -> jax.Array:
+    """The weighted sum of `predict(conditions, copies)` over the levels.
+
+    predict returns (copies b) ... for conditions of that batch size. Levels whose
+    weight is zero cost nothing; with null="zeros" the others are one batch.
+    """
+    levels = [(i, w) for i, w in enumerate(weights(config)) if abs(w) > 1e-6]
+    if null == "drop":
+        return sum(w * predict(dropped(conditions, i), 1) for i, w in levels)
+    copies, b = len(levels), conditions["source"].shape[0]
+    tiled = {k: jnp.concatenate([x] * copies) for k, x in conditions.items() if x is not None}
+    level = jnp.repeat(jnp.array([i for i, _ in levels]), b)
+    branches = jnp.split(predict(zeroed(tiled, level), copies), copies)
+    return sum(w * branch for (_, w), branch in zip(levels, branches))
+
+
+def with_dropout(
+    predict: Callable, conditions: dict, key: jax.Array, chances: tuple[float, ...], null: str
+) -> jax.Array:
+    """`predict(conditions)` in training, at random levels drawn with these chances.
+
+    With zeros every example has its own level. Dropped tokens change the shapes,
+    so there the whole batch shares one.
+    """
+    chances = jnp.array(chances)
+    if null == "zeros":
+        b = conditions["source"].shape[0]
+        return predict(zeroed(conditions, jax.random.choice(key, 4, (b,), p=chances)))
+    branches = [lambda level=level: predict(dropped(conditions, level)) for level in range(4)]
+    return jax.lax.switch(jax.random.choice(key, 4, p=chances), branches)

@@ -1,0 +1,46 @@
+"""From noise to latents: Euler steps along the guided velocity, in one scan."""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+from svdp_jax.config import Model, Sampling
+from svdp_jax.diffusion import flow, guidance
+
+
+def euler(velocity: Callable, noise: jax.Array, times: jax.Array) -> jax.Array:
+    """Integrates `velocity(x, s)` from noise at times[0] to times[-1]; s is a scalar."""
+
+    def step(x, interval):
+        s, following = interval
+        return x + (following - s).astype(x.dtype) * velocity(x, s), None
+
+    return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
+
+
+def sample(
+    model: Callable,
+    noise: jax.Array,
+    text: jax.Array,
+    pooled: jax.Array,
+    conditions: dict,
+    config: Model,
+    sampling: Sampling,
+) -> jax.Array:
+    """One segment of clean latents, b f y x c.
+
+    noise: b f y x c. text: b t w, pooled: b w. conditions: source b y x c,
+    driving b f y x c, past b p y x c (or None where the model has no past).
+    """
+
+    def velocity(x, s):
+        def predict(conditions, copies):
+            xs, ts, ps = (jnp.concatenate([a] * copies) for a in (x, text, pooled))
+            times = jnp.full(xs.shape[0], s)
+            prediction = model(xs, times, ts, ps, **conditions)
+            return flow.velocity(prediction, xs, times, config.predict)
+
+        return guidance.guided(predict, conditions, sampling, config.video.null)
+
+    return euler(velocity, noise, flow.schedule(sampling.steps, sampling.shift))

@@ -1,0 +1,102 @@
+"""Building blocks that the networks share: norms, MLPs, patch and time embeddings, stacks.
+
+Parameters are float32. A network computes in the dtype of the parameters and
+inputs it is given, so that casting both to bfloat16 is all that mixed precision
+takes; norms and time embeddings are computed in float32 whatever the dtype.
+"""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+
+def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """Normalises the last axis to zero mean and unit variance, without weights."""
+    wide = x.astype(jnp.float32)
+    wide = wide - wide.mean(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """AdaLN: `x` is b l d; `shift` and `scale` are b d."""
+    return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
+
+
+class RMSNorm(nnx.Module):
+    """Divides by the root mean square of the last axis; learned scale."""
+
+    def __init__(self, size: int):
+        self.scale = nnx.Param(jnp.ones(size))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
+        return wide.astype(x.dtype) * self.scale[...]
+
+
+class MLP(nnx.Module):
+    def __init__(
+        self, width: int, hidden: int, out: int, activation: Callable, rngs: nnx.Rngs
+    ):
+        self.linear_1 = nnx.Linear(width, hidden, rngs=rngs)
+        self.linear_2 = nnx.Linear(hidden, out, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def time_embedding(times: jax.Array, size: int = 256) -> jax.Array:
+    """Cosines, then sines, of `times` (b,) at `size / 2` geometric frequencies: b size."""
+    frequency = np.float32(10000.0 ** -(np.arange(size // 2) / (size // 2)))
+    angle = times.astype(jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def position_table(size: int, width: int, base: int) -> jax.Array:
+    """Sin-cos table of `size` x `size` patches, y x d, with `base` patches per unit-scale picture.
+
+    Half the channels encode the column and half the row, as SD3's table does.
+    """
+    frequency = 1 / 10000 ** (jnp.arange(width // 4) / (width // 4))
+    angle = (jnp.arange(size) * (base / size))[:, None] * frequency
+    line = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    column = jnp.broadcast_to(line[None, :], (size, size, width // 2))
+    row = jnp.broadcast_to(line[:, None], (size, size, width // 2))
+    return jnp.concatenate([column, row], axis=-1)
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    return rearrange(x, "... (y p) (x q) c -> ... (y x) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(x: jax.Array, patch: int, rows: int) -> jax.Array:
+    return rearrange(x, "... (y x) (p q c) -> ... (y p) (x q) c", p=patch, q=patch, y=rows)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` modules of one kind as one module whose parameters have a leading axis."""
+    return nnx.vmap(lambda keys: make(keys))(rngs.split(count))
+
+
+def scan(step: Callable, modules: nnx.Module, carry, policy=None):
+    """Runs `carry = step(module, carry)` over a stack.
+
+    `policy` names what to keep for the backward pass (`jax.checkpoint_policies`);
+    None keeps everything.
+    """
+    graph, state = nnx.split(modules)
+
+    def body(carry, state):
+        return step(nnx.merge(graph, state), carry), None
+
+    body = body if policy is None else jax.checkpoint(body, policy=policy)
+    return jax.lax.scan(body, carry, state)[0]

@@ -1,0 +1,192 @@
+"""SD3.5-Medium's MMDiT-X: the image model that the video model is built on.
+
+Module and parameter names follow the diffusers checkpoint
+(`SD3Transformer2DModel`), so that conversion is a short table. Blocks of one
+kind are stacked: `dual` (a second, image-only attention), `plain`, and `last`
+(its text stream is read, not written).
+
+Sources: Esser et al. 2024 (arXiv 2403.03206); Stability AI, SD3.5-Medium.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from svdp_jax.config import Backbone
+from svdp_jax.models import layers
+from svdp_jax.parallel import attention
+
+
+class Table(nnx.Variable):
+    """A constant that belongs to the weights but is not trained."""
+
+
+class PatchEmbed(nnx.Module):
+    def __init__(self, config: Backbone, rngs: nnx.Rngs):
+        self.patch = config.patch
+        self.proj = nnx.Linear(config.patch**2 * config.channels, config.width, rngs=rngs)
+        self.pos_embed = Table(layers.position_table(config.table, config.width, config.base))
+
+    def __call__(self, latents: jax.Array, shift: int = 0) -> jax.Array:
+        """Latents (... y x c) to tokens (... n d), `shift` picture widths right of the centre."""
+        tokens = self.proj(layers.patchify(latents, self.patch))
+        rows, columns = (size // self.patch for size in latents.shape[-3:-1])
+        return tokens + self.crop(rows, columns, shift).astype(tokens.dtype)
+
+    def crop(self, rows: int, columns: int, shift: int = 0) -> jax.Array:
+        """The part of the position table (n d) where a picture of this size lies."""
+        side = self.pos_embed.shape[0]
+        top = (side - rows) // 2
+        left = (side - columns) // 2 + shift * columns
+        if min(top, left) < 0 or max(top + rows, left + columns) > side:
+            raise ValueError(f"{rows}x{columns} patches shifted by {shift} leave the {side}² table")
+        return rearrange(
+            self.pos_embed[top : top + rows, left : left + columns], "y x d -> (y x) d"
+        )
+
+
+class TimeTextEmbed(nnx.Module):
+    """Timestep and pooled prompt to the vector that modulates every block."""
+
+    def __init__(self, config: Backbone, rngs: nnx.Rngs):
+        d = config.width
+        self.timestep_embedder = layers.MLP(256, d, d, jax.nn.silu, rngs)
+        self.text_embedder = layers.MLP(config.pooled_width, d, d, jax.nn.silu, rngs)
+
+    def __call__(self, time: jax.Array, pooled: jax.Array) -> jax.Array:
+        times = layers.time_embedding(1000 * time)
+        return self.timestep_embedder(times.astype(pooled.dtype)) + self.text_embedder(pooled)
+
+
+class JointAttention(nnx.Module):
+    """Attention over image tokens and, where there is text, over both in one sequence."""
+
+    def __init__(self, config: Backbone, rngs: nnx.Rngs, text: bool, text_out: bool):
+        d, k = config.width, config.width // config.heads
+        self.heads = config.heads
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            nnx.Linear(d, d, rngs=rngs) for _ in range(4)
+        )
+        self.norm_q, self.norm_k = layers.RMSNorm(k), layers.RMSNorm(k)
+        if text:
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (
+                nnx.Linear(d, d, rngs=rngs) for _ in range(3)
+            )
+            self.norm_added_q, self.norm_added_k = layers.RMSNorm(k), layers.RMSNorm(k)
+        if text_out:
+            self.to_add_out = nnx.Linear(d, d, rngs=rngs)
+
+    def __call__(self, image: jax.Array, text: jax.Array | None = None):
+        """Image b n d and text b t d to the same; text comes back None where none is kept."""
+        q, k, v = self.split(self.to_q(image), self.to_k(image), self.to_v(image))  # b n h k
+        q, k = self.norm_q(q), self.norm_k(k)
+        if text is not None:
+            tq, tk, tv = self.split(
+                self.add_q_proj(text), self.add_k_proj(text), self.add_v_proj(text)
+            )
+            tq, tk = self.norm_added_q(tq), self.norm_added_k(tk)
+            q, k, v = (jnp.concatenate(pair, 1) for pair in ((q, tq), (k, tk), (v, tv)))
+        out = rearrange(attention(q, k, v), "b l h k -> b l (h k)")
+        image, text = out[:, : image.shape[1]], out[:, image.shape[1] :]
+        return self.to_out(image), self.to_add_out(text) if hasattr(self, "to_add_out") else None
+
+    def split(self, *streams: jax.Array):
+        return (rearrange(x, "b l (h k) -> b l h k", h=self.heads) for x in streams)
+
+
+class JointBlock(nnx.Module):
+    """One MMDiT block. `kind` is dual, plain or last."""
+
+    def __init__(self, config: Backbone, kind: str, rngs: nnx.Rngs):
+        d = config.width
+        self.kind = kind
+        zeros = nnx.initializers.zeros
+        chunks = 9 if kind == "dual" else 6
+        text_chunks = 2 if kind == "last" else 6
+        self.norm1 = nnx.Linear(d, chunks * d, kernel_init=zeros, rngs=rngs)
+        self.norm1_context = nnx.Linear(d, text_chunks * d, kernel_init=zeros, rngs=rngs)
+        self.attn = JointAttention(config, rngs, text=True, text_out=kind != "last")
+        if kind == "dual":
+            self.attn2 = JointAttention(config, rngs, text=False, text_out=False)
+        self.ff = layers.MLP(d, 4 * d, d, layers.gelu_tanh, rngs)
+        if kind != "last":
+            self.ff_context = layers.MLP(d, 4 * d, d, layers.gelu_tanh, rngs)
+
+    def __call__(self, image: jax.Array, text: jax.Array, cond: jax.Array):
+        """Image b n d, text b t d, cond b d to image and text of the same shapes."""
+        cond = jax.nn.silu(cond)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.chunks(self.norm1, cond)
+        attended, text_attended = self.attn(
+            layers.modulate(image, shift, scale), self.modulated_text(text, cond)
+        )
+        if dual:
+            second, _ = self.attn2(layers.modulate(image, *dual[:2]))
+            second = second * dual[2][:, None]
+        else:
+            second = 0
+        image = image + attended * gate[:, None] + second  # b n d
+        image = image + self.ff(layers.modulate(image, mlp_shift, mlp_scale)) * mlp_gate[:, None]
+        if self.kind == "last":
+            return image, text
+        _, _, gate, mlp_shift, mlp_scale, mlp_gate = self.chunks(self.norm1_context, cond)
+        text = text + text_attended * gate[:, None]  # b t d
+        mlp = self.ff_context(layers.modulate(text, mlp_shift, mlp_scale))
+        return image, text + mlp * mlp_gate[:, None]
+
+    def modulated_text(self, text: jax.Array, cond: jax.Array) -> jax.Array:
+        # The checkpoint's last block stores scale before shift, the others shift before scale.
+        first, second, *_ = self.chunks(self.norm1_context, cond)
+        shift, scale = (second, first) if self.kind == "last" else (first, second)
+        return layers.modulate(text, shift, scale)
+
+    def chunks(self, linear: nnx.Linear, cond: jax.Array) -> list[jax.Array]:
+        return jnp.split(linear(cond), linear.out_features // cond.shape[-1], axis=-1)
+
+
+def kinds(config: Backbone) -> dict[str, int]:
+    """How many blocks of each kind there are, in the order in which they run."""
+    counts = {"dual": config.dual, "plain": config.blocks - config.dual - 1, "last": 1}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+class MMDiT(nnx.Module):
+    """Latents, time and text to velocity."""
+
+    def __init__(self, config: Backbone, rngs: nnx.Rngs):
+        d = config.width
+        self.patch = config.patch
+        self.kinds = tuple(kinds(config))
+        self.pos_embed = PatchEmbed(config, rngs)
+        self.time_text_embed = TimeTextEmbed(config, rngs)
+        self.context_embedder = nnx.Linear(config.text_width, d, rngs=rngs)
+        for kind, count in kinds(config).items():
+            blocks = layers.stack(lambda r, kind=kind: JointBlock(config, kind, r), count, rngs)
+            setattr(self, kind, blocks)
+        zeros = nnx.initializers.zeros
+        self.norm_out = nnx.Linear(d, 2 * d, kernel_init=zeros, rngs=rngs)
+        self.proj_out = nnx.Linear(
+            d, config.patch**2 * config.channels, kernel_init=zeros, rngs=rngs
+        )
+
+    def __call__(
+        self, latents: jax.Array, time: jax.Array, text: jax.Array, pooled: jax.Array
+    ) -> jax.Array:
+        """Predicts the velocity of noisy latents.
+
+        latents: b y x c. time: (b,) in [0, 1], 1 is noise. text: b t text_width.
+        pooled: b pooled_width. Returns b y x c.
+        """
+        cond = self.time_text_embed(time, pooled)  # b d
+        carry = self.pos_embed(latents), self.context_embedder(text)  # b n d, b t d
+        for kind in self.kinds:
+            step = lambda block, carry: block(*carry, cond)
+            carry = layers.scan(step, getattr(self, kind), carry)
+        return self.head(carry[0], cond, latents.shape[-3] // self.patch)
+
+    def head(self, tokens: jax.Array, cond: jax.Array, rows: int) -> jax.Array:
+        """Tokens b n d to the prediction, b y x c."""
+        scale, shift = jnp.split(self.norm_out(jax.nn.silu(cond)), 2, axis=-1)
+        return layers.unpatchify(
+            self.proj_out(layers.modulate(tokens, shift, scale)), self.patch, rows
+        )
