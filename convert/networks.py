@@ -1,6 +1,8 @@
 """The networks that can be converted, and the two directions."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,8 +47,10 @@ class Row(NamedTuple):
 def forward(src: Path, out: Path, network: Network, dtype: str | None, nonfinite: bool) -> Row:
     """A checkpoint at `src` to a weights folder `out`."""
     config, params = read(src, network, dtype, nonfinite)
-    save_weights(out, network.name, config, params.arrays, {"checksum": params.checksum.hex()})
-    return summary(network, params.arrays, params.checksum)
+    row = summary(network, params.arrays, params.checksum)
+    room(out, row.bytes)
+    save_weights(out, network.name, config, params.arrays, {"checksum": row.checksum})
+    return row
 
 
 def read(src: Path, network: Network, dtype: str | None, nonfinite: bool):
@@ -65,6 +69,7 @@ def reverse(src: Path, out: Path, network: Network, dtype: str | None, nonfinite
     config = build(KINDS[network.name][0], facts["config"], f"{src}/config.json")
     arrays, checksum = load_arrays(src), Checksum()
     outputs = rules.scatter(network.layout(config), arrays, dtype, nonfinite, checksum)
+    room(out, sum(math.prod(o.shape) * o.dtype.itemsize for o in outputs))
     written = network.write_config(config)
     (out / network.folder).mkdir(parents=True)
     if network.extra:
@@ -79,6 +84,14 @@ def reverse(src: Path, out: Path, network: Network, dtype: str | None, nonfinite
     write_json(out / network.folder / "config.json", written)
     tensors.write(out / network.folder / network.file, outputs)
     return summary(network, arrays, checksum, dtype)
+
+
+def room(out: Path, size: int) -> None:
+    """Raises UserError where the disk of `out` cannot take that many bytes."""
+    parent = next(p for p in out.absolute().parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < 1.02 * size:
+        raise UserError(f"{parent} needs room for {size:,} bytes; {free:,} bytes are free.")
 
 
 def write_json(path: Path, value: dict) -> None:

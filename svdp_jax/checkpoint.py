@@ -38,8 +38,16 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about every def
 
 
 def named(state) -> dict:
-    """The leaves of an nnx state by dotted path, such as dual.attn.to_q.kernel."""
-    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+    """The arrays of an nnx state by dotted path, such as dual.attn.to_q.kernel."""
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def replaced(state, arrays: dict):
+    """The state with these arrays, by dotted path."""
+    return nnx.from_flat_state(
+        (path, leaf.replace(arrays[".".join(map(str, path))]))
+        for path, leaf in nnx.to_flat_state(state)
+    )
 
 
 def save_weights(folder: Path, network: str, config, arrays: dict, facts: dict | None = None):
@@ -81,17 +89,11 @@ def load_network(folder: Path, dtype=None) -> nnx.Module:
     """The network of a weights folder, on one device, in the dtype given or that stored."""
     graph, state = nnx.split(abstract_network(folder))
     stored = stored_arrays(folder)
-    retyped = {
-        path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored[path].dtype if path in stored else leaf.dtype)
+    typed = {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf).dtype)
         for path, leaf in named(state).items()
     }
-    return nnx.merge(graph, load_weights(folder, replaced(state, retyped)))
-
-
-def replaced(state, leaves: dict):
-    """The state with the leaves of these dotted paths."""
-    flat = [(path, leaves[".".join(map(str, path))]) for path, _ in nnx.to_flat_state(state)]
-    return nnx.from_flat_state(flat)
+    return nnx.merge(graph, load_weights(folder, replaced(state, typed)))
 
 
 def load_weights(folder: Path, state):

@@ -91,6 +91,8 @@ def read_prompts(options: argparse.Namespace) -> tuple:
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.output.suffix != ".png":
+        raise UserError(f"--output must end in .png, unlike {options.output}.")
     prompt, empty = read_prompts(options)
     model = load_network(options.checkpoint / "backbone")
     codec = load_network(options.checkpoint / "vae")
@@ -113,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     image = np.asarray(nnx.jit(picture)(codec, z)[0])
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(options.output), image[..., ::-1]):
-        raise UserError(f"{options.output} could not be written; name a .png file.")
+        raise UserError(f"{options.output} could not be written.")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from svdp_jax.errors import say_errors
 UNSEEN = 1 << 20  # seed of people and motions for scoring only
 SEGMENTS = 4  # of each clip
 BOARD_FRAMES = 4  # of each clip on the contact sheet
-FPS = 25
+
 
 
 class Clips(NamedTuple):
@@ -107,7 +107,7 @@ def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict) -> None
         for i in range(len(videos))
     ]
     video.write_image(folder / "contact_sheet.png", enlarged(video.contact_sheet(rows)))
-    with video.VideoWriter(folder / "sample.mp4", FPS) as writer:
+    with video.VideoWriter(folder / "sample.mp4", toy.FPS) as writer:
         for frame in range(videos.shape[1]):
             rows = [
                 [clips.source[i]] + [column[i, frame] for column in columns]

@@ -16,6 +16,7 @@ EMPTY = ""
 PORTRAIT = "a portrait of a person, head and shoulders, looking at the camera"
 # Encoder and tokenizer by their folders in a pipeline, and how many tokens each reads.
 CLIPS = (("text_encoder", "tokenizer", 77), ("text_encoder_2", "tokenizer_2", 77))
+STACKS = ("layers", "block")  # of CLIP and of T5
 T5 = ("text_encoder_3", "tokenizer_3", 256)
 
 
@@ -55,7 +56,7 @@ def widened(model: nnx.Module) -> nnx.Module:
     # T5 leaves the range of float16, in which SD3.5 stores it; whole in float32 it is 19 GB.
     graph, state = nnx.split(model)
     leaves = [
-        (path, leaf if path[0] in ("layers", "block") else leaf.astype(jnp.float32))
+        (path, leaf if path[0] in STACKS else leaf.replace(leaf[...].astype(jnp.float32)))
         for path, leaf in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(leaves))

@@ -13,7 +13,7 @@ from svdp_jax.config import Backbone, Model, Video
 from svdp_jax.models import layers
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
-from torch_reference import REASON, ported, randomize
+from torch_reference import REASON, assert_close, ported, randomize
 
 SIZES = [(16, 16), (8, 24), (20, 12)]  # rows and columns of latents
 SMALL = Backbone(
@@ -52,23 +52,16 @@ def flat(latents):
     return tensor(rearrange(latents, "b y x c -> b c y x"))
 
 
-def close(ours, theirs, limit=1e-4):
-    """Largest difference in units of the reference's standard deviation."""
-    theirs = theirs.detach().numpy()
-    assert ours.shape == theirs.shape
-    assert np.abs(np.asarray(ours) - theirs).max() <= limit * theirs.std()
-
-
 @pytest.mark.parametrize("rows, columns", SIZES)
 def test_patch_embedding(reference, model, rows, columns):
     latents = normal(2, rows, columns, 4)
-    close(model.pos_embed(latents), reference.pos_embed(flat(latents)))
+    assert_close(model.pos_embed(latents), reference.pos_embed(flat(latents)))
 
 
 def test_time_and_text_embedding(reference, model):
     time, pooled = np.array([0.0, 0.003, 0.5, 1.0], np.float32), normal(4, 20)
     theirs = reference.time_text_embed(tensor(1000 * time), tensor(pooled))
-    close(model.time_text_embed(time, pooled), theirs)
+    assert_close(model.time_text_embed(time, pooled), theirs)
 
 
 def test_position_table_is_that_of_the_checkpoint(model):
@@ -84,9 +77,9 @@ def test_block(reference, model, kind, index, number, tokens):
         tensor(image), tensor(text), tensor(cond)
     )
     our_image, our_text = layer(getattr(model, kind), index)(image, text, cond)
-    close(our_image, their_image)
+    assert_close(our_image, their_image)
     if kind != "last":
-        close(our_text, their_text)
+        assert_close(our_text, their_text)
 
 
 @pytest.mark.parametrize("rows, columns, tokens", [(*SIZES[0], 1), (*SIZES[1], 5), (*SIZES[2], 33)])
@@ -96,20 +89,21 @@ def test_model(reference, model, rows, columns, tokens):
     theirs = reference(
         flat(latents), tensor(text), tensor(pooled), tensor(1000 * time)
     ).sample
-    close(model(latents, time, text, pooled), theirs.permute(0, 2, 3, 1))
+    assert_close(model(latents, time, text, pooled), theirs.permute(0, 2, 3, 1))
 
 
 def test_video_model_starts_as_the_image_model(model):
-    video = SVDP(Model(backbone=SMALL, video=Video(heads=4)), nnx.Rngs(0))
+    video = nnx.jit(lambda: SVDP(Model(backbone=SMALL, video=Video(heads=4)), nnx.Rngs(0)))()
     state = nnx.state(video)
     backbone = {f"image.{path}": leaf for path, leaf in named(nnx.state(model)).items()}
     nnx.update(video, replaced(state, named(state) | backbone))
     z, text, pooled = normal(2, 3, 8, 8, 4), normal(2, 5, 24), normal(2, 20)
     time = np.array([0.3, 0.8], np.float32)
-    frames = video(z, time, text, pooled)
+    call = nnx.jit(lambda network, *inputs: network(*inputs))
+    frames = call(video, z, time, text, pooled)
     assert frames.std() > 0.1
     for frame in range(3):
-        alone = model(z[:, frame], time, text, pooled)
+        alone = call(model, z[:, frame], time, text, pooled)
         np.testing.assert_allclose(frames[:, frame], alone, atol=1e-5 * frames.std())
 
 

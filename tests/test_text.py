@@ -52,7 +52,8 @@ def t5_model(config, make=randomize):
 
 def ids(length, end=98):
     """Two texts, the first of which ends early and is padded with its end."""
-    tokens = np.random.default_rng(0).integers(0, 50, (2, length)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, 98, (2, length)).astype(np.int32)
+    tokens[tokens == end] = 0
     tokens[0, length // 2 :] = tokens[1, -1] = end
     return tokens
 

@@ -2,7 +2,7 @@
 
 A portrait is a pure, differentiable function of who (`Identity`) and how (`Motion`). Features sit on an ellipsoid that
 turns in depth, and a picture is a pile of soft masks of analytic shapes, so it renders at any size, batches under
-`vmap`, and can be inverted by gradient descent (`fit`).
+`vmap`, and can be inverted (`fit`).
 
 Units: the picture spans [-1, 1] in x (to the right) and y (downwards). Everything positive in a motion goes to the
 right, downwards or clockwise *in the picture*.
@@ -31,7 +31,8 @@ import numpy as np
 from einops import rearrange, reduce
 
 GREY = 0.5
-NUDGE = 0.02  # of half a range: the step of finite differences in `fit`
+FPS = 12.5  # drawn on twos, as cartoons are
+STEPS, NUDGE = 7, 0.02  # of `fit`: steps of each descent, and of finite differences, in half ranges
 RANGES = {
     "yaw": (-0.6, 0.6), "pitch": (-0.4, 0.4), "roll": (-0.35, 0.35),
     "shift_x": (-0.05, 0.05), "shift_y": (-0.05, 0.05), "scale": (0.95, 1.05),
@@ -111,16 +112,18 @@ def sample_identity(key):
 
     def between(palette):  # a colour on the line between two neighbours, so that no two people are the same
         place = jax.random.uniform(next(keys), maxval=len(palette) - 1.0)
-        return jnp.stack([jnp.interp(place, jnp.arange(len(palette)), jnp.array(channel)) for channel in zip(*palette)])
+        steps = jnp.arange(len(palette), dtype=jnp.float32)
+        return jnp.stack([jnp.interp(place, steps, jnp.array(channel)) for channel in zip(*palette)])
 
     def any_of(palette):
-        return jnp.clip(jax.random.choice(next(keys), jnp.array(palette)), 0, 1)
+        return jax.random.choice(next(keys), jnp.array(palette))
 
     skin, hair = between(SKIN), any_of(HAIR)
     clothes, backdrop, glow = (_hue(next(keys), low, high) for low, high in ((0.15, 0.85), (0.35, 0.75), (0.6, 0.95)))
     return Identity(
         skin=skin, hair=hair, iris=any_of(IRIS), brow=0.6 * hair, lips=0.75 * any_of(LIPS) + 0.25 * skin,
-        clothes=clothes, backdrop=backdrop, glow=glow, style=jax.nn.one_hot(jax.random.randint(next(keys), (), 0, 3), 3),
+        clothes=clothes, backdrop=backdrop, glow=glow,
+        style=jax.nn.one_hot(jax.random.randint(next(keys), (), 0, 3), 3),
         **{name: jax.random.uniform(next(keys), minval=low, maxval=high) for name, (low, high) in TRAITS.items()})
 
 
@@ -131,11 +134,11 @@ def _hue(key, low, high):
     return low + (high - low) * wheel
 
 
-def sample_motion(key, frames, fps=25.0):
+def sample_motion(key, frames, fps=FPS):
     """A smooth random Motion (f,) with blinks and speech. It is a function of time alone: a longer sequence of the same
     key begins with the shorter one."""
     keys = iter(jax.random.split(key, 64))
-    time = jnp.arange(frames) / fps
+    time = jnp.arange(frames, dtype=jnp.float32) / fps
 
     def drift(fastest, depth):  # a wandering angle: random start, then a sum of three sinusoids
         start, phase, hertz = (jax.random.uniform(next(keys), (3, 1)) for _ in range(3))
@@ -173,7 +176,7 @@ class _View(NamedTuple):
 
 
 def _grid(size):
-    steps = (2 * jnp.arange(size) + 1) / size - 1
+    steps = (2 * jnp.arange(size, dtype=jnp.float32) + 1) / size - 1
     return jnp.meshgrid(steps, steps)
 
 
@@ -184,7 +187,8 @@ def _view(identity, motion, size):
     radii = jnp.stack([0.56 * identity.face_width, 0.68 * identity.face_height, 0.58 * jnp.ones(())])
     cy, sy, cp, sp = jnp.cos(motion.yaw), jnp.sin(motion.yaw), jnp.cos(motion.pitch), jnp.sin(motion.pitch)
     turn = jnp.stack([cy, -sy * sp, sy * cp, 0.0 * cp, cp, sp, -sy, -cy * sp, cy * cp])
-    return _View(cos * x + sin * y, cos * y - sin * x, 2 / size / motion.scale, radii, rearrange(turn, "(a c) -> a c", a=3))
+    turn = rearrange(turn, "(row column) -> row column", row=3)
+    return _View(cos * x + sin * y, cos * y - sin * x, 2 / size / motion.scale, radii, turn)
 
 
 def _spot(view, u, v, lift=0.0):
@@ -195,7 +199,7 @@ def _spot(view, u, v, lift=0.0):
 
 def _local(view, u, v, lift=0.0):
     """The picture in coordinates of the face's surface at (u, v): x and y, each (h w). This is what makes the far eye
-    narrow. The slopes are damped, or features near the rim would fold up."""
+    narrow. The slope downwards is damped, or a mouth near the rim would fold up."""
     a, b, c = view.radii
     height = jnp.sqrt(1 - (u / a) ** 2 - (v / b) ** 2)
     right = view.turn @ jnp.stack([1.0, 0.0, -c * u / a**2 / height])
@@ -253,12 +257,13 @@ def _eye(identity, view, side):
 
 
 def _mouth(identity, motion, view):
-    """Local coordinates and the curves of the mouth: x, y, its middle line, its profile (1 in the middle, 0 at the
-    corners) and how far it is open."""
+    """Local coordinates and curves of the mouth: x, y, its middle line, its profile (1 in the middle, 0 at the
+    corners), how far it is open, and half its width."""
     x, y = _local(view, 0.0, 0.33, 0.02)
     half = 0.25 * identity.mouth_size * (1 + 0.25 * motion.mouth_width)
     across = (x / half) ** 2
-    return x, y, -0.04 * (1.0 + motion.mouth_width) * (across - 0.4), 1 - across, 0.24 * motion.mouth_open, half
+    line = -0.04 * (1.0 + motion.mouth_width) * (across - 0.4)
+    return x, y, line, 1 - across, 0.24 * motion.mouth_open, half
 
 
 def _eye_layers(identity, motion, view, ink, lid):
@@ -290,7 +295,7 @@ def _nose_layers(identity, view, shade, glint):
     tip, bridge = (0.0, 0.12, 0.13 * identity.nose_size), _spot(view, 0.0, -0.08, 0.05)
     x, y = _local(view, *tip)
     rx, ry = 0.085 * identity.nose_width, 0.06 * identity.nose_size
-    nostrils = jnp.minimum(_ellipse(x - 0.5 * rx, y - 0.6 * ry, 0.3 * rx, 0.02), _ellipse(x + 0.5 * rx, y - 0.6 * ry, 0.3 * rx, 0.02))
+    nostrils = _ellipse(jnp.abs(x) - 0.5 * rx, y - 0.6 * ry, 0.3 * rx, 0.02)
     return [(0.6 * _cover(_capsule(view, bridge, _spot(view, *tip), 0.035), 2.5 * view.pixel), shade),
             (0.9 * _cover(_ellipse(x, y, rx, ry), view.pixel), shade),
             (glint * _cover(_ellipse(x + 0.02, y + 0.4 * ry, 0.35 * rx, 0.35 * ry), 2 * view.pixel), WHITE),
@@ -300,29 +305,27 @@ def _nose_layers(identity, view, shade, glint):
 def _mouth_layers(identity, motion, view, lips):
     x, y, line, arc, drop, half = _mouth(identity, motion, view)
     inside = _between(y, line - 0.008 * arc, line + (0.012 + drop) * arc, view.pixel)
+    tongue = inside * _cover(_ellipse(x, y - line - drop, 0.55 * half, 0.4 * drop + 0.01), view.pixel)
     return [(_between(y, line - 0.055 * arc, line + (drop + 0.075) * arc, view.pixel), lips),
             (inside, (0.22, 0.05, 0.07)),
-            (inside * _cover(_ellipse(x, y - line - drop, 0.55 * half, 0.4 * drop + 1e-2), view.pixel) , (0.85, 0.38, 0.40)),
+            (tongue, (0.85, 0.38, 0.40)),
             (_between(y, line, line + 0.33 * drop * arc, view.pixel), (0.97, 0.96, 0.93))]
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
-
-def _luma(colour):
-    return jnp.dot(jnp.asarray(colour), jnp.array([0.3, 0.59, 0.11]))
-
 
 def _head_layers(identity, motion, view, tone, ink, line):
     """Backdrop, body, head and hair, back to front."""
     shaded, flat, sketch = identity.style
     x0, y0 = _grid(view.x.shape[0])
     x, y, pixel = view.x, view.y, view.pixel
-    a, b, c = view.radii
+    a, b, _ = view.radii
     ahead = view.turn[:2, 2]  # where the face points, in the picture
     skin, hair, clothes = tone(identity.skin), tone(identity.hair), tone(identity.clothes)
     dark_skin, dark_hair = 0.72 * skin, 0.7 * hair
     edge = 0.022 * (flat + sketch)
 
+    length = identity.hair_length
     # the chin is in front of the head's axis, so it swings with the face
     jaw_x = x - 0.25 * ahead[0] * (y / b + 0.2)
     jaw_y = y - 0.12 * ahead[1]
@@ -330,10 +333,11 @@ def _head_layers(identity, motion, view, tone, ink, line):
     crown = _ellipse(x + 0.10 * ahead[0], y + 0.05 + 0.1 * ahead[1], a + identity.hair_volume, b + identity.hair_volume)
     window_x, window_y = _beside(view, 0.14 + 0.1 * identity.fringe)
     window = _ellipse(window_x, window_y + identity.parting * window_x, 0.9 * a, 0.82 * b)
-    ends = _ellipse(x, y + 0.6, 1.5 * a, 0.75 + 0.45 * identity.hair_length)
+    ends = _ellipse(x, y + 0.6, 1.5 * a, 0.75 + 0.45 * length)
     front = jnp.maximum(jnp.maximum(crown, -window), ends)
-    back = _box(x + 0.18 * ahead[0], y - 0.45 * identity.hair_length + 0.25, a - 0.08 + (0.1 + identity.hair_volume) * identity.hair_length, 0.35 + 0.45 * identity.hair_length)
-    ears = jnp.minimum(*(_ellipse(x - side * (a + 0.02) * view.turn[0, 0], y + side * a * view.turn[1, 0] - 0.04, 0.09, 0.14) for side in (-1, 1)))
+    back = _box(x + 0.18 * ahead[0], y - 0.45 * length + 0.25,
+                a - 0.08 + (0.1 + identity.hair_volume) * length, 0.35 + 0.45 * length)
+    ears = _ellipse(jnp.abs(x) - (a + 0.02) * view.turn[0, 0], y - 0.04, 0.09, 0.14)
     body_x, body_y = x0 - motion.shift_x, y0 - motion.shift_y
     torso = _ellipse(body_x, body_y - 1.25, 0.95, 0.55)
     neck = _box(body_x - 0.3 * motion.roll * (0.8 - body_y), body_y - 0.62, 0.24, 0.42)
@@ -356,9 +360,9 @@ def _head_layers(identity, motion, view, tone, ink, line):
             (line * _cover(torso - edge, pixel), ink), (_cover(torso, pixel), clothes),
             (_cover(collar, pixel), 0.86 * skin),
             (line * _cover(face - edge, pixel), ink), (on_face, skin),
-            (on_face * 0.75 * shadow, dark_skin), (on_face * 0.4 * cheeks * (shaded + flat), jnp.array([0.9, 0.4, 0.38])),
+            (on_face * 0.75 * shadow, dark_skin), (on_face * 0.4 * cheeks * (shaded + flat), (0.9, 0.4, 0.38)),
             (line * _cover(front - edge, pixel), ink), (on_front, hair),
-            (on_front * strands, dark_hair), (0.35 * on_front * gloss * (shaded + flat), jnp.ones(3)),
+            (on_front * strands, dark_hair), (0.35 * on_front * gloss * (shaded + flat), WHITE),
             (0.3 * hatch * jnp.maximum(on_face, on_front), ink)]
 
 
@@ -369,16 +373,15 @@ def _paint(identity, motion, size):
     ink = (1 - sketch) * jnp.array(DARK) + sketch * 0.25
 
     def wash(colour, paper):  # each style has its palette: flat is vivid, a sketch is nearly colourless on paper
-        grey = _luma(colour)
+        grey = colour @ jnp.array([0.3, 0.59, 0.11])
         vivid = grey + (1 + 0.15 * flat - 0.85 * sketch) * (colour - grey)
         return jnp.clip((1 - paper * sketch) * vivid + paper * sketch * jnp.array(PAPER), 0, 1)
 
     tone = lambda colour: wash(colour, 0.62)
-    skin, tint = tone(identity.skin), lambda colour: wash(jnp.asarray(colour), 0.1)
     layers = _head_layers(identity, motion, view, tone, ink, 0.95 * flat + 0.85 * sketch)
-    layers += _nose_layers(identity, view, 0.76 * skin, 0.6 * shaded)
+    layers += _nose_layers(identity, view, 0.76 * tone(identity.skin), 0.6 * shaded)
     layers += _mouth_layers(identity, motion, view, wash(identity.lips, 0.3))
-    layers += _eye_layers(identity, motion, view, ink, 0.8 * skin)
+    layers += _eye_layers(identity, motion, view, ink, 0.8 * tone(identity.skin))
     masks = jnp.stack([mask for mask, _ in layers])  # k h w
     colours = jnp.stack([jnp.asarray(colour) for _, colour in layers])  # k c
     picture = jnp.zeros((3, size, size))
@@ -415,7 +418,7 @@ def _outline(identity, motion, size):
 
 
 def regions(identity, motion, size):
-    """Exact Regions (..., size, size) of the same pictures that `render` makes, half a pixel wide of the features."""
+    """Exact Regions (..., size, size) of the pictures that `render` makes, half a pixel wider than the features."""
     return _per_frame(_outline)(identity, motion, size)
 
 
@@ -430,15 +433,15 @@ def triple(key, frames, past, size):
     `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f)."""
     key_a, key_b, key_motion, key_source = jax.random.split(key, 4)
     identity, driver = sample_identity(key_a), sample_identity(key_b)
-    sequence = sample_motion(key_motion, past + frames)
-    elsewhere = jax.tree.map(lambda field: field[0], sample_motion(key_source, 1))
-    before, motion = (jax.tree.map(lambda field: field[part], sequence) for part in (slice(past), slice(past, None)))
-    return {
-        "source": render(identity, elsewhere, size),
-        "past": render(identity, before, size),
-        "target": render(identity, motion, size),
-        "driving": mask_driving(render(driver, motion, size), regions(driver, motion, size)),
-        "motion": motion, "identity": identity, "driver": driver}
+    elsewhere, sequence = sample_motion(key_source, 1), sample_motion(key_motion, past + frames)
+    motion = jax.tree.map(lambda field: field[past:], sequence)
+    # one call, since compiling the renderer takes longer than a batch of pictures
+    people = jax.tree.map(lambda a, b: jnp.stack([a] * (1 + past + frames) + [b] * frames), identity, driver)
+    motions = jax.tree.map(lambda *fields: jnp.concatenate(fields), elsewhere, sequence, motion)
+    source, before, target, driving = jnp.split(render(people, motions, size), (1, 1 + past, 1 + past + frames))
+    return {"source": source[0], "past": before, "target": target,
+            "driving": mask_driving(driving, regions(driver, motion, size)),
+            "motion": motion, "identity": identity, "driver": driver}
 
 
 # --- inverse --------------------------------------------------------------------------------------------------------
@@ -454,55 +457,80 @@ def _coarse(picture, factor):
     return reduce(picture, "... (h y) (w x) c -> ... h w c", "mean", y=factor, x=factor)
 
 
-@partial(jax.jit, static_argnames="steps")
-def fit(frames, identity, steps=10):
-    """The Motion (f) of frames (f h w c) in [0, 1] that show a known Identity; the size is a multiple of 4.
+def _errors(identity, places, frame):
+    """Differences (k m) of one frame from pictures of k places, at three scales, so that features attract from afar."""
+    errors = render(identity, _motion(places), frame.shape[0]) - frame
+    scaled = [scale * rearrange(_coarse(errors, scale), "k h w c -> k (h w c)") for scale in (1, 2, 4)]
+    return jnp.concatenate(scaled, 1)
 
-    Damped Gauss-Newton (Levenberg-Marquardt) on each frame by itself, from the two likeliest of a grid of poses, with
-    eyes open and nearly closed; the best end wins. Pictures are compared at three scales at once, so that features
-    attract each other from afar. Every new shape compiles for some seconds: cut long clips into equal pieces."""
-    size = frames.shape[1]
-    poses = jnp.stack(jnp.meshgrid(*(jnp.linspace(-0.9, 0.9, n) for n in (7, 7, 5))), -1).reshape(-1, 3)
-    starts = jnp.concatenate([poses, jnp.zeros((len(poses), len(RANGES) - 3))], 1)
-    shown = _coarse(render(identity, _motion(starts), size), 4)
-    misfit = jnp.square(_coarse(frames, 4)[:, None] - shown).sum((2, 3, 4))
-    starts = starts[jax.lax.top_k(-misfit, 2)[1]]  # f 2 12
-    blink = Motion._fields.index("blink")
-    starts = jnp.concatenate([starts.at[..., blink].set(-0.5), starts.at[..., blink].set(0.7)], 1)  # f 4 12
 
+@jax.jit
+def _likeliest(identity, frames, grids):
+    """The best places (f s 12) of each of s grids (f s n 12)."""
+    def choose(frame, grid):
+        losses = jnp.square(_errors(identity, rearrange(grid, "s n m -> (s n) m"), frame)).sum(1)
+        best = rearrange(losses, "(s n) -> s n", n=grid.shape[1]).argmin(1)
+        return grid[jnp.arange(len(grid)), best]
+    return jax.lax.map(lambda pair: choose(*pair), (frames, grids))
+
+
+@jax.jit
+def _refine(identity, frames, starts):
+    """The best place (f 12) that damped Gauss-Newton (Levenberg-Marquardt) reaches from any of s starts (f s 12)."""
     nearby = jnp.concatenate([jnp.zeros((1, len(RANGES))), NUDGE * jnp.eye(len(RANGES))])
 
     def measure(place, frame):  # loss, and what its quadratic model needs
-        # differences cost less than derivatives here: nothing but pictures to compute, and to compile
-        errors = render(identity, _motion(place + nearby), size) - frame
-        errors = jnp.concatenate([scale * rearrange(_coarse(errors, scale), "k h w c -> k (h w c)") for scale in (1, 2, 4)], 1)
+        # differences cost less than derivatives here: only pictures to compute, and to compile
+        errors = _errors(identity, place + nearby, frame)
         value, slopes = errors[0], (errors[1:] - errors[0]) / NUDGE
         return value @ value, slopes @ slopes.T, slopes @ value
 
-    def refine(start_and_frame):
-        start, frame = start_and_frame
+    def descend(pair):
+        start, frame = pair
 
         def step(state, _):
             place, damping, loss, curvature, slope = state
             damped = curvature + damping * jnp.diag(jnp.diag(curvature)) + 1e-3 * jnp.eye(len(place))
             trial = jnp.clip(place - jnp.linalg.solve(damped, slope), -1, 1)
             measured = measure(trial, frame)
-            better = measured[0] < loss
-            return jax.tree.map(lambda new, old: jnp.where(better, new, old),
-                                (trial, damping / 3, *measured), (place, damping * 4, loss, curvature, slope)), None
+            return jax.tree.map(partial(jnp.where, measured[0] < loss), (trial, damping / 3, *measured),
+                                (place, damping * 4, loss, curvature, slope)), None
 
         unknown = jnp.inf, jnp.eye(len(start)), jnp.zeros_like(start)  # accepts the start itself first
-        (place, _, loss, *_), _ = jax.lax.scan(step, (start, 0.1, *unknown), length=steps)
+        (place, _, loss, *_), _ = jax.lax.scan(step, (start, 0.1, *unknown), length=STEPS)
         return place, loss
 
-    tries = starts.shape[1]
-    each = rearrange(starts, "f s m -> (f s) m"), jnp.repeat(frames, tries, 0)
-    places, losses = jax.lax.map(refine, each, batch_size=16)
-    places, best = rearrange(places, "(f s) m -> f s m", s=tries), rearrange(losses, "(f s) -> f s", s=tries).argmin(1)
-    return _motion(places[jnp.arange(len(frames)), best])
+    f, s, _ = starts.shape
+    pairs = rearrange(starts, "f s m -> (f s) m"), jnp.repeat(frames, s, 0)
+    places, losses = jax.lax.map(descend, pairs, batch_size=16)
+    best = rearrange(losses, "(f s) -> f s", s=s).argmin(1)
+    return rearrange(places, "(f s) m -> f s m", s=s)[jnp.arange(f), best]
+
+
+def fit(frames, identity):
+    """The Motion (f) of frames (f h w c) in [0, 1] that show a known Identity; the size is a multiple of 4.
+
+    Descends twice, since there are two ways to be stuck: from the best poses of a grid that looks left, ahead and right,
+    then, with that pose, from the best gaze and brow with eyes open, half closed and closed. Frames are independent. A
+    new shape compiles for some seconds, so cut long clips into equal pieces."""
+    def vary(places, **values):  # s grids (f s n 12) over some fields; the first field divides the grids
+        grid = jnp.stack(jnp.meshgrid(*values.values(), indexing="ij"), -1).reshape(3, -1, len(values))
+        places = jnp.broadcast_to(places[:, None, None], (len(places), *grid.shape[:2], len(RANGES)))
+        return places.at[..., jnp.array([Motion._fields.index(name) for name in values])].set(grid)
+
+    spread = lambda reach, n: jnp.linspace(-reach, reach, n)
+    usual = Motion(*jnp.zeros(len(RANGES)))._replace(blink=-0.4, mouth_open=-0.5)
+    places = jnp.broadcast_to(jnp.array(usual), (len(frames), len(RANGES)))
+    # both grids are of one size, and so compile once
+    poses = vary(places, yaw=spread(0.9, 6), pitch=spread(0.9, 6), roll=spread(0.9, 5))
+    places = _refine(identity, frames, _likeliest(identity, frames, poses))
+    looks = vary(places, blink=jnp.array([-0.7, -0.1, 0.6]),
+                 gaze_x=spread(0.9, 5), gaze_y=spread(0.8, 4), brow=spread(0.7, 3))
+    return _motion(_refine(identity, frames, _likeliest(identity, frames, looks)))
 
 
 def correlation(true, fitted):
     """Pearson's r per parameter over all frames of two Motions: {name: float}; nan where the truth is constant."""
     with np.errstate(invalid="ignore"):
-        return {name: float(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) for name, a, b in zip(Motion._fields, true, fitted)}
+        return {name: float(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1])
+                for name, a, b in zip(Motion._fields, true, fitted)}

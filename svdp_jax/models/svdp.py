@@ -30,11 +30,10 @@ def rotary_angles(frames: int, past: int, rows: int, columns: int, size: int) ->
     """
     spatial = 3 * (size // 2) // 8
     counts = (size // 2 - 2 * spatial, spatial, spatial)
-    grid = jnp.meshgrid(
-        jnp.arange(-past, frames), jnp.arange(rows), jnp.arange(columns), indexing="ij"
-    )
+    places = (jnp.arange(-past, frames), jnp.arange(rows), jnp.arange(columns))
+    grid = jnp.meshgrid(*(place.astype(jnp.float32) for place in places), indexing="ij")
     angles = [
-        axis[..., None] * 100.0 ** (-jnp.arange(count) / count)
+        axis[..., None] * 100.0 ** (-jnp.arange(count, dtype=jnp.float32) / count)
         for axis, count in zip(grid, counts)
     ]
     return rearrange(jnp.concatenate(angles, -1), "f y x k -> f (y x) k")

@@ -115,7 +115,7 @@ class CLIPText(nnx.Module):
         self.text_projection = nnx.Linear(d, config.projection_dim, use_bias=False, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the states before the last layer, without a norm, and the projected pooled one."""
+        """Returns the states before the last layer, not normalised, and the pooled vector."""
         x = self.token_embedding.embedding[tokens]  # b t d
         x = x + self.position_embedding.embedding[: tokens.shape[1]]
         step = lambda layer, carry: (layer(carry[0]), carry[0])

@@ -1,0 +1,46 @@
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from svdp_jax import config as configs
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "portraits"
+
+
+@pytest.fixture
+def portraits() -> Path:
+    """Real pictures and videos, kept beside the repository."""
+    if not REAL.is_dir():
+        pytest.skip(f"real clips are not at {REAL}")
+    return REAL
+
+
+def tiny_model(**video) -> configs.Model:
+    """The smallest model with blocks of every kind: 16x16 pictures, 4 tokens a frame."""
+    return configs.Model(
+        backbone=configs.Backbone(
+            width=32, heads=2, blocks=4, dual=1, text_width=8, pooled_width=8,
+            channels=48, patch=2, table=12, base=12,
+        ),
+        video=configs.Video(**{"heads": 2} | video),
+        codec=configs.Codec(kind="pixels", factor=4),
+        predict="clean",
+    )
+
+
+def randomized(module: nnx.Module, scale: float = 0.2, seed: int = 0) -> nnx.Module:
+    """The module with every parameter random, so that no gate or bias hides a mistake."""
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    leaves, tree = jax.tree.flatten(params)
+    random = np.random.default_rng(seed)
+    leaves = [leaf + scale * random.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+    return nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest)

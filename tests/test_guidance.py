@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svdp_jax.config import Sampling
+from svdp_jax.diffusion import guidance
+
+CONDITIONS = {
+    "source": jnp.ones((2, 3)),
+    "driving": 10 * jnp.ones((2, 3)),
+    "past": 100 * jnp.ones((2, 3)),
+}
+
+
+def total(conditions, copies=1):
+    """A network whose answer is the sum of what it is told: 0, 1, 11 or 111."""
+    kept = [x for x in conditions.values() if x is not None]
+    return sum(kept) if kept else jnp.zeros((2, 3))
+
+
+@pytest.mark.parametrize("null", ["zeros", "drop"])
+def test_guidance_is_the_papers_formula(null):
+    s, d, p = 2.0, 2.5, 1.5
+    result = guidance.guided(total, CONDITIONS, Sampling(source=s, driving=d, past=p), null)
+    np.testing.assert_allclose(result, s * 1 + d * 10 + p * 100, rtol=1e-5)
+
+
+def test_weights_sum_to_one():
+    assert sum(guidance.weights(Sampling(source=2, driving=2.5, past=1))) == pytest.approx(1)
+
+
+def test_weights_of_one_ask_only_for_everything():
+    calls = []
+
+    def predict(conditions, copies):
+        calls.append(copies)
+        return total(conditions)
+
+    sampling = Sampling(source=1.0, driving=1.0, past=1.0)
+    result = guidance.guided(predict, CONDITIONS, sampling, "zeros")
+    np.testing.assert_allclose(result, 111)
+    assert calls == [1]
+
+
+def test_levels_gain_conditions_in_order():
+    for level, value in enumerate((0, 1, 11, 111)):
+        np.testing.assert_allclose(total(guidance.zeroed(CONDITIONS, jnp.full(2, level))), value)
+        np.testing.assert_allclose(total(guidance.dropped(CONDITIONS, level)), value)
+
+
+@pytest.mark.parametrize("null", ["zeros", "drop"])
+def test_dropout_follows_its_chances(null):
+    chances = (0.1, 0.2, 0.3, 0.4)
+    draw = lambda key: guidance.with_dropout(total, CONDITIONS, key, chances, null)
+    values = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))[:, :, 0].ravel()
+    shares = [float((values == v).mean()) for v in (0, 1, 11, 111)]
+    np.testing.assert_allclose(shares, chances, atol=0.03)

@@ -1,0 +1,65 @@
+import logging
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from svdp_jax import config as configs
+from svdp_jax.data import records, video
+from svdp_jax.errors import UserError
+from conftest import tiny_model
+
+
+def config(**data):
+    data = {"size": 16, "frames": 3, "past": 2, "batch": 2} | data
+    return configs.Config("tiny", tiny_model(), data=configs.Data(**data))
+
+
+def test_toy_batches_have_the_shapes_and_are_a_function_of_the_seed(tmp_path):
+    first, second = next(iter(records.batches(config(), tmp_path))), next(iter(records.batches(config(), tmp_path)))
+    shapes = {"source": (2, 16, 16, 3), "past": (2, 2, 16, 16, 3)}
+    shapes |= {"target": (2, 3, 16, 16, 3), "driving": (2, 3, 16, 16, 3)}
+    assert {name: x.shape for name, x in first.items()} == shapes
+    assert all(x.dtype == np.uint8 and (x == second[name]).all() for name, x in first.items())
+
+
+def test_the_stream_goes_on_where_its_state_says(tmp_path):
+    stream = iter(records.batches(config(), tmp_path))
+    next(stream)
+    state = stream.get_state()
+    expected = [next(stream) for _ in range(2)]
+    again = iter(records.batches(config(), tmp_path))
+    again.set_state(state)
+    for batch in expected:
+        resumed = next(again)
+        assert all((batch[name] == resumed[name]).all() for name in batch)
+
+
+def test_real_videos_become_self_driven_examples(portraits, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        wanted = config(source="videos", path=str(portraits), size=32)
+        batch = next(iter(records.batches(wanted, tmp_path / "cache")))
+    assert "copy the driver's looks" in caplog.text
+    kept = (batch["driving"] != 128).any(-1)
+    assert 0.05 < kept.mean() < 0.5
+    same = np.abs(batch["driving"].astype(int) - batch["target"])[kept]
+    assert same.max() == 0  # driver and target are one person
+    step = np.abs(batch["target"][:, 0].astype(int) - batch["past"][:, -1]).mean()
+    jump = np.abs(batch["target"][:, 0].astype(int) - batch["source"]).mean()
+    assert step < jump  # past frames are the ones just before
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+
+def test_a_folder_without_usable_videos_is_said(tmp_path):
+    (tmp_path / "clip.mp4").write_text("this is no video")
+    with video.VideoWriter(tmp_path / "grey.mp4", Fraction(25)) as writer:
+        for _ in range(6):
+            writer.write(np.full((64, 64, 3), 128, np.uint8))
+    with pytest.raises(UserError, match="holds no video of 5 frames or more with a face"):
+        records.batches(config(source="videos", path=str(tmp_path)), tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_folder_that_is_missing_is_said(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        records.batches(config(source="videos", path=str(tmp_path / "no")), tmp_path / "cache")

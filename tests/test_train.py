@@ -1,0 +1,185 @@
+"""Training as a user starts it: as a process, on the smallest model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from svdp_jax import checkpoint, config as configs, parallel, train
+from conftest import tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny_config(**changes) -> configs.Config:
+    return configs.Config(**{
+        "name": "tiny",
+        "model": tiny_model(),
+        "data": configs.Data(size=16, frames=2, past=1, batch=2, threads=1),
+        "optimizer": configs.Optimizer(warmup=2),
+        "stages": (configs.Stage(steps=6, rate=2e-3), configs.Stage(steps=4, past=True, rate=1e-3)),
+        "sampling": configs.Sampling(steps=2),
+        "dtype": "float32",
+        "log_every": 1,
+        "save_every": 3,
+        "evaluate": 1,
+    } | changes)
+
+
+def config_file(folder: Path, config: configs.Config) -> Path:
+    path = folder / "tiny.py"
+    values = configs.as_flags(config).to_dict()
+    path.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n")
+    return path
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "svdp_jax.train", *map(str, arguments)]
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def weights(workdir: Path) -> dict[str, np.ndarray]:
+    return checkpoint.load_arrays(workdir / "model")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The work folder of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("run")
+    result = run("--config", config_file(folder, tiny_config()), "--workdir", folder / "work")
+    assert result.returncode == 0, result.stderr
+    assert "gain" in result.stdout and "control of yaw" in result.stdout
+    return folder / "work"
+
+
+def test_a_run_leaves_all_it_promises(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    for name in ("config.json", "results/sample.mp4", "results/contact_sheet.png", "results/results.md"):
+        assert (finished / name).stat().st_size > 0
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_a_stopped_run_goes_on_exactly_where_it_was(finished, tmp_path):
+    path = config_file(tmp_path, tiny_config(evaluate=0))
+    process = subprocess.Popen(
+        command("--config", path, "--workdir", tmp_path / "work"), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    metrics = tmp_path / "work" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    steps = len(metrics.read_text().splitlines())
+    assert 1 <= steps < 10 and f"Stopped at step {steps}, saved" in output
+    result = run("--config", path, "--workdir", tmp_path / "work")
+    assert result.returncode == 0, result.stderr
+    undisturbed, resumed = weights(finished), weights(tmp_path / "work")
+    assert all((undisturbed[name] == resumed[name]).all() for name in undisturbed)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--config.data.frame=3"], "frame"),
+        (["--config.data.size=30"], "config.data.size=30 must be a multiple of 8"),
+        (["--config.model.backbone.heads=5"], "backbone.heads=5 must divide"),
+        (["--config.data.source=videos", "--config.data.path=nowhere"], "is not a folder"),
+        (["--config.mesh.data=3"], "cannot be made from 1 devices"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, sentence):
+    work = tmp_path / "work"
+    result = run("--config", config_file(tmp_path, tiny_config()), "--workdir", work, *arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("train: ") and sentence in line
+    assert not work.exists()
+
+
+def test_a_missing_config_is_said(tmp_path):
+    result = run("--config", tmp_path / "none.py")
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
+
+
+def make(config):
+    mesh = parallel.make_mesh(config.mesh)
+    graph, state = train.initial_state(config, mesh)
+    codec = checkpoint.load_codec(config.model.codec)
+    return state, train.make_update(config, graph, codec, train.prompt_of(config))
+
+
+def batch(config, seed=0):
+    d, random = config.data, np.random.default_rng(seed)
+    shape = (d.size, d.size, 3)
+    draw = lambda *lead: random.integers(0, 256, (d.batch, *lead, *shape), np.uint8)
+    return {"source": draw(), "past": draw(d.past), "target": draw(d.frames), "driving": draw(d.frames)}
+
+
+def test_loss_falls_on_one_batch():
+    config = tiny_config(stages=(configs.Stage(steps=60, rate=5e-3),))
+    state, update = make(config)
+    losses = []
+    for _ in range(60):
+        state, metrics = update(state, batch(config))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_accumulation_sees_the_whole_batch():
+    """Two micro-batches of half the batch move the weights as far as their own mean gradient."""
+    config = tiny_config(flow=configs.Flow(dropout=(0, 0, 0, 1)))
+    halves = tiny_config(flow=config.flow, optimizer=configs.Optimizer(warmup=2, accumulate=2))
+    norms = []
+    for each in (config, halves):
+        state, update = make(each)
+        state, metrics = update(state, batch(each))
+        norms.append(float(metrics["gradient_norm"]))
+        assert int(state.step) == 1
+    assert norms[1] == pytest.approx(norms[0], rel=0.5) and norms[1] != norms[0]
+
+
+def test_past_is_zeros_in_the_first_stage_only():
+    """Another past changes the loss in stage 2 and cannot in stage 1."""
+    config = tiny_config(flow=configs.Flow(dropout=(0, 0, 0, 1)))
+    state, update = make(config)
+    state, _ = update(state, batch(config))  # past the zero gates
+    one, other = batch(config), batch(config)
+    other["past"] = 255 - other["past"]
+    for step, matters in ((2, False), (7, True)):
+        losses = []
+        for pictures in (one, other):
+            copy = jax.tree.map(jax.numpy.copy, state)._replace(step=jax.numpy.int32(step))
+            losses.append(float(update(copy, pictures)[1]["loss"]))
+        assert (losses[0] != losses[1]) == matters
+
+
+def test_the_rate_warms_up_and_falls_in_each_stage():
+    rate = train.rate(tiny_config())
+    assert float(rate(0)) == pytest.approx(1e-3) and float(rate(1)) > float(rate(5))
+    assert float(rate(6)) == pytest.approx(1e-3)
+
+
+def test_the_average_follows_the_weights():
+    config = tiny_config()
+    state, update = make(config)
+    before = jax.device_get(state.weights)
+    state, _ = update(state, batch(config))
+    decay = 1 / 10
+    expected = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, before, state.weights)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state.average)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
