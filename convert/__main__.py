@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import sys
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # weights pass through host memory only
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
     try:
         run(options)
     except UserError as error:
@@ -73,7 +75,8 @@ def run(options: argparse.Namespace) -> None:
             prompt.write(sources.local(options.src, prompt.FOLDERS), out, options.prompt)
             return
         parts = networks.NETWORKS[options.network]
-        src = sources.local(options.src, [n.folder for n in parts.values()])
+        copied = networks.COPIED.get(options.network, ())
+        src = sources.local(options.src, [*(n.folder for n in parts.values()), *copied])
         rows = []
         for folder, network in parts.items():
             if options.reverse:
@@ -81,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
             else:
                 step, ends = networks.forward, (src, out / folder)
             rows.append(step(*ends, network, options.dtype, options.allow_nonfinite))
-        for name in networks.COPIED.get(options.network, ()):
+        for name in copied:
             copy(src / name, out / name)
     print(table(rows))
 

@@ -46,16 +46,21 @@ class Row(NamedTuple):
 
 def forward(src: Path, out: Path, network: Network, dtype: str | None, nonfinite: bool) -> Row:
     """A checkpoint at `src` to a weights folder `out`."""
-    config, params = read(src, network, dtype, nonfinite)
+    source = sources.find(src, network)
+    config, params = gather(source, network, dtype, nonfinite)
     row = summary(network, params.arrays, params.checksum)
     room(out, row.bytes)
-    save_weights(out, network.name, config, params.arrays, {"checksum": row.checksum})
+    facts = {"checksum": row.checksum} | source.facts
+    save_weights(out, network.name, config, params.arrays, facts)
     return row
 
 
 def read(src: Path, network: Network, dtype: str | None, nonfinite: bool):
     """Config and parameters of a checkpoint."""
-    source = sources.find(src, network)
+    return gather(sources.find(src, network), network, dtype, nonfinite)
+
+
+def gather(source: sources.Source, network: Network, dtype: str | None, nonfinite: bool):
     config = network.read_config({t.name: t for t in source.tensors}, source.config)
     structs = rules.shapes(network, config)
     return config, rules.gather(network.layout(config), structs, source.tensors, dtype, nonfinite)
@@ -76,7 +81,8 @@ def reverse(src: Path, out: Path, network: Network, dtype: str | None, nonfinite
         prefix = f"{network.extra}."
         added = [o for o in outputs if o.name.startswith(prefix)]
         outputs = [o for o in outputs if not o.name.startswith(prefix)]
-        write_json(out / f"{network.extra}.json", written.pop(network.extra))
+        about_added = {"config": written.pop(network.extra), "facts": others(facts)}
+        write_json(out / f"{network.extra}.json", about_added)
         tensors.write(
             out / f"{network.extra}.safetensors",
             [o._replace(name=o.name.removeprefix(prefix)) for o in added],
@@ -92,6 +98,11 @@ def room(out: Path, size: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < 1.02 * size:
         raise UserError(f"{parent} needs room for {size:,} bytes; {free:,} bytes are free.")
+
+
+def others(facts: dict) -> dict:
+    """What a weights folder tells beside network, config and checksum."""
+    return {k: v for k, v in facts.items() if k not in ("network", "config", "checksum")}
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -164,36 +164,41 @@ def reversed_pattern(pattern: str) -> str:
 
 
 def wanted(layout: Layout, structs: dict) -> dict[Place, Wanted]:
-    """What the source must hold for each place. Every parameter has a rule, or the table is wrong."""
+    """What the source must hold for each place. Raises KeyError where the table has a gap."""
     result = {}
     for path, struct in structs.items():
         for place, target in layout.targets(path):
             shape = struct.shape if place.layer is None else struct.shape[1:]
-            for rule in layout.rules:
-                expression, template = rule.inverse
-                if match := expression.fullmatch(target):
-                    # No bytes behind it: only the shape goes through the pattern.
-                    ghost = np.broadcast_to(np.int8(0), shape)
-                    shape = layout.transform(ghost, reversed_pattern(rule.pattern)).shape
-                    result[place] = Wanted(match.expand(template), shape, rule.pattern)
-                    break
-            else:
-                raise KeyError(f"no rule leads to {target}")
+            rule, name = source_of(layout, target)
+            # No bytes behind it: only the shape goes through the pattern.
+            ghost = np.broadcast_to(np.int8(0), shape)
+            shape = layout.transform(ghost, reversed_pattern(rule.pattern)).shape
+            result[place] = Wanted(name, shape, rule.pattern)
     return result
+
+
+def source_of(layout: Layout, target: str) -> tuple[Rule, str]:
+    for rule in layout.rules:
+        expression, template = rule.inverse
+        if match := expression.fullmatch(target):
+            return rule, match.expand(template)
+    raise KeyError(f"no rule leads to {target}")
+
+
+def target_of(layout: Layout, name: str) -> str | None:
+    for rule in layout.rules:
+        if match := re.fullmatch(rule.source, name):
+            return match.expand(rule.target)
+    return None
 
 
 def match(layout: Layout, structs: dict, tensors: list[Tensor]) -> dict[Place, tuple[Tensor, str]]:
     """The tensor and the pattern for each place. Raises UserError that lists all faults at once."""
-    wants, found = wanted(layout, structs), defaultdict(list)
-    expected = {want.name for want in wants.values()}
-    missing = sorted(expected - {t.name for t in tensors})
-    spare = sorted({t.name for t in tensors} - expected)
-    faults = []
+    wants, found, faults = wanted(layout, structs), defaultdict(list), []
+    expected, there = {want.name for want in wants.values()}, {t.name for t in tensors}
+    missing, spare = sorted(expected - there), sorted(there - expected)
     for tensor in tensors:
-        target = next(
-            (m.expand(rule.target) for rule in layout.rules if (m := re.fullmatch(rule.source, tensor.name))),
-            None,
-        )
+        target = target_of(layout, tensor.name)
         place = target and layout.place(target)
         if target is None:
             faults.append(f"unmapped source key: {tensor.name}{nearest(tensor.name, missing)}")
@@ -245,6 +250,7 @@ def gather(
                 array[... if layer is None else layer] = layout.transform(raw, pattern)
                 bar.update()
             arrays[path] = jax.device_put(array)
+            del array  # before the next one is allocated
     return Params(arrays, checksum)
 
 

@@ -48,16 +48,18 @@ ENDS: list[Row] = [
 ]
 IMAGE = stream("x_block", "", "to_q", "to_k", "to_v", "to_out.0", "norm")
 PROMPT = stream(
-    "context_block", "_context", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added"
+    "context_block", "_context",
+    "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added",
 )
 
 RESNET = r"(norm[12]|conv[12]|nin_shortcut)\.(\w+)"
 ATTENTION = r"(encoder|decoder)\.mid\.attn_1\."
+DOWN = r"encoder\.down\.(\d+)\."
 CODER = [
     (r"(encoder|decoder)\.(conv_in|conv_out)\.(\w+)", r"\1.\2.\3", WHOLE),
     (r"(encoder|decoder)\.norm_out\.(\w+)", r"\1.conv_norm_out.\2", WHOLE),
-    (r"encoder\.down\.(\d+)\.block\.(\d+)\." + RESNET, r"encoder.down_blocks.\1.resnets.\2.\3.\4", WHOLE),
-    (r"encoder\.down\.(\d+)\.downsample\.(.+)", r"encoder.down_blocks.\1.downsamplers.0.\2", WHOLE),
+    (DOWN + r"block\.(\d+)\." + RESNET, r"encoder.down_blocks.\1.resnets.\2.\3.\4", WHOLE),
+    (DOWN + r"downsample\.(.+)", r"encoder.down_blocks.\1.downsamplers.0.\2", WHOLE),
     (r"(encoder|decoder)\.mid\.block_1\." + RESNET, r"\1.mid_block.resnets.0.\2.\3", WHOLE),
     (r"(encoder|decoder)\.mid\.block_2\." + RESNET, r"\1.mid_block.resnets.1.\2.\3", WHOLE),
     (ATTENTION + r"norm\.(\w+)", r"\1.mid_block.attentions.0.group_norm.\2", WHOLE),

@@ -10,12 +10,16 @@ from convert.rules import Network
 from convert.tensors import Tensor, read_header
 from svdp_jax.errors import UserError
 
+UNUSED = ["*.fp16*", "*.bin", "*.msgpack"]  # other copies of the same weights on the hub
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 
 
 class Source(NamedTuple):
+    """Tensors, config.json, and what a trained model tells beside its config."""
+
     tensors: list[Tensor]
     config: dict
+    facts: dict
 
 
 def find(src: str, network: Network) -> Source:
@@ -25,14 +29,15 @@ def find(src: str, network: Network) -> Source:
     folder = path / network.folder if (path / network.folder).is_dir() else path
     tensors = [t for file in weight_files(folder, network) for t in read_header(file)]
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    tensors = network.rename(tensors)
+    tensors, facts = network.rename(tensors), {}
     if network.extra:
         extra = path / f"{network.extra}.safetensors"
         if not extra.is_file():
             raise UserError(f"{extra} is missing; it holds the layers that {network.name} adds.")
         tensors += [replace(t, name=f"{network.extra}.{t.name}") for t in read_header(extra)]
-        config[network.extra] = read_json(path / f"{network.extra}.json")
-    return Source(tensors, config)
+        added = read_json(path / f"{network.extra}.json")
+        config[network.extra], facts = added.get("config", {}), added.get("facts", {})
+    return Source(tensors, config, facts)
 
 
 def weight_files(path: Path, network: Network) -> list[Path]:
@@ -100,8 +105,8 @@ def local(src: str, folders: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        patterns = [f"{folder}/*" for folder in folders] + ["*.json", "*.txt"]
-        return Path(snapshot_download(src, allow_patterns=patterns))
+        patterns = ["model_index.json", *(f"{folder}/*" for folder in folders)]
+        return Path(snapshot_download(src, allow_patterns=patterns, ignore_patterns=UNUSED))
     except ImportError:
         raise UserError(
             f"{src} is not here; to fetch it from the hub, pip install huggingface-hub."

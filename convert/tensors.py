@@ -90,7 +90,7 @@ def read_header(path: Path) -> list[Tensor]:
             raise UserError(f"{path} is broken: {t.name} overlaps the tensor before it.")
         end = t.spans[0][1]
     if end > size:
-        raise UserError(f"{path} is cut off: it has {size} of at least {end} bytes; fetch it again.")
+        raise UserError(f"{path} is cut off: {size} of {end} bytes are there; fetch it again.")
     return tensors
 
 

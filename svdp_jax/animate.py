@@ -10,6 +10,7 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -123,8 +124,8 @@ def run(options: argparse.Namespace) -> None:
 
 def find_driver(options: argparse.Namespace, frames: int, size: int) -> face.Driving:
     """First pass over the driving video, with a word on frames that show no face."""
-    with tqdm(total=frames, desc="Following the face", unit="frame") as bar:
-        driving = face.prepare_driving(options.driving, size, options.face, bar.update)
+    progress = partial(tqdm, total=frames, desc="Following the face", unit="frame")
+    driving = face.prepare_driving(options.driving, size, options.face, progress)
     for first, last in face.missing(driving.track):
         print(f"No face in frames {first} to {last} of {options.driving}: bridged.", file=sys.stderr)
     return driving

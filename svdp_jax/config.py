@@ -77,10 +77,10 @@ def toy() -> Model:
     """
     return Model(
         backbone=Backbone(
-            width=192, heads=3, blocks=4, dual=1, text_width=32, pooled_width=32,
-            channels=48, patch=2, table=24, base=24,
+            width=192, heads=6, blocks=4, dual=1, text_width=32, pooled_width=32,
+            channels=48, patch=2, table=24, base=480,
         ),
-        video=Video(heads=3),
+        video=Video(heads=4),
         codec=Codec(kind="pixels", factor=4),
         predict="clean",
     )

@@ -13,7 +13,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from svdp_jax import prompts
-from svdp_jax.checkpoint import load_network
+from svdp_jax.checkpoint import abstract_network, load_network
 from svdp_jax.diffusion import flow
 from svdp_jax.diffusion.sampler import euler
 from svdp_jax.errors import UserError
@@ -90,18 +90,27 @@ def read_prompts(options: argparse.Namespace) -> tuple:
     return (text[0], pooled[0]), (text[1], pooled[1])
 
 
-def run(options: argparse.Namespace) -> None:
-    if options.output.suffix != ".png":
-        raise UserError(f"--output must end in .png, unlike {options.output}.")
-    prompt, empty = read_prompts(options)
-    model = load_network(options.checkpoint / "backbone")
-    codec = load_network(options.checkpoint / "vae")
+def check(options: argparse.Namespace) -> None:
+    """Raises UserError for a size or file that cannot be drawn, before anything is loaded."""
+    model, codec = (abstract_network(options.checkpoint / name) for name in ("backbone", "vae"))
     stride = codec.factor * model.patch
     side = model.pos_embed.pos_embed.shape[0] * stride
     if options.size % stride or not 0 < options.size <= side:
         raise UserError(f"--size must be a multiple of {stride} up to {side}, not {options.size}.")
-    widths = model.context_embedder.in_features, model.time_text_embed.text_embedder.linear_1.in_features
-    if prompt[0].shape != empty[0].shape or (prompt[0].shape[-1], prompt[1].shape[-1]) != widths:
+    if options.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {options.steps}.")
+    if options.output.suffix != ".png":
+        raise UserError(f"--output must end in .png, unlike {options.output}.")
+
+
+def run(options: argparse.Namespace) -> None:
+    check(options)
+    prompt, empty = read_prompts(options)
+    model = load_network(options.checkpoint / "backbone")
+    codec = load_network(options.checkpoint / "vae")
+    pooled = model.time_text_embed.text_embedder.linear_1.in_features
+    widths = (model.context_embedder.in_features, pooled)
+    if prompt[0].shape != empty[0].shape or tuple(x.shape[-1] for x in prompt) != widths:
         raise UserError("the encoded prompt is not one for this backbone; encode it again.")
     rows = options.size // codec.factor
     noise = jax.random.normal(jax.random.key(options.seed), (1, rows, rows, codec.channels))

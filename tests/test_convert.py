@@ -117,20 +117,18 @@ def test_video_model_round_trip_is_bit_exact(tmp_path):
     structs = rules.shapes(VIDEO_MODEL, VIDEO)
     rng = np.random.default_rng(0)
     params = {p: rng.normal(size=s.shape).astype(np.float32) for p, s in structs.items()}
-    save_weights(tmp_path / "trained", "svdp", VIDEO, dict(params))
+    save_weights(tmp_path / "trained", "svdp", VIDEO, params, {"training": {"name": "x"}})
     assert convert("svdp", tmp_path / "trained", tmp_path / "torch", "--reverse") == 0
     new = load_file(tmp_path / "torch/svdp_video.safetensors")
     assert set(new) == {p for p in params if not p.startswith("image.")}
     assert convert("svdp", tmp_path / "torch", tmp_path / "again") == 0
     restored = named(nnx.state(load_network(tmp_path / "again")))
-    assert about(tmp_path / "again")["config"] == about(tmp_path / "trained")["config"]
+    assert about(tmp_path / "trained").items() <= about(tmp_path / "again").items()
     assert all((restored[p] == params[p]).all() for p in params)
     assert convert("sd35", tmp_path / "torch", tmp_path / "backbone") == 0
 
 
-@pytest.mark.parametrize(
-    "network, config", [(VAE, CODER), (CLIP_L, CLIP), (T5, T5_SMALL)], ids=lambda x: type(x).__name__
-)
+@pytest.mark.parametrize("network, config", [(VAE, CODER), (CLIP_L, CLIP), (T5, T5_SMALL)])
 def test_other_networks_round_trip(tmp_path, network, config):
     arrays = draw(network, config)
     source = put(tmp_path / "source", network, config, arrays)
@@ -338,7 +336,7 @@ def test_five_faults_are_listed_at_once(capsys, tmp_path, source, edit, arrays):
         "4 faults, nothing was written",
         f"unmapped source key: {block}.attn.to_qq.weight (nearest: {block}.attn.to_q.weight)",
         f"target never set: plain.attn.to_q.kernel[1] needs {block}.attn.to_q.weight",
-        f"wrong shape: {block}.ff.net.2.bias is (17,), expected (16,) for plain.ff.linear_2.bias[1]",
+        f"wrong shape: {block}.ff.net.2.bias is (17,), expected (16,) for plain.ff.linear_2.bias",
         "unexpected target: transformer_blocks.3.ff_context.net.2.bias would set",
     ):
         assert part in complaint
@@ -347,8 +345,9 @@ def test_five_faults_are_listed_at_once(capsys, tmp_path, source, edit, arrays):
 def test_target_set_twice(tmp_path, source):
     structs = rules.shapes(SD35, SMALL)
     there = tensors.read_header(source / "transformer" / SD35.file)
-    with pytest.raises(UserError, match="set twice: proj_out.bias by proj_out.bias and proj_out.bias"):
-        rules.match(SD35.layout(SMALL), structs, there + [t for t in there if t.name == "proj_out.bias"])
+    twice = [t for t in there if t.name == "proj_out.bias"]
+    with pytest.raises(UserError, match="set twice: proj_out.bias by proj_out.bias and proj_out.b"):
+        rules.match(SD35.layout(SMALL), structs, there + twice)
 
 
 def test_absent_block_and_absent_layout(edit, arrays):
@@ -473,7 +472,8 @@ def test_output_is_never_overwritten(capsys, tmp_path, source):
 
 def test_damage_is_found_on_loading(tmp_path, source):
     networks.forward(source, tmp_path / "flax", SD35, None, False)
-    data = max((tmp_path / "flax/params").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    files = [p for p in (tmp_path / "flax/params").rglob("*") if p.is_file()]
+    data = max(files, key=lambda p: p.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
@@ -493,7 +493,8 @@ def test_weights_of_another_network_do_not_fit(capsys, tmp_path, source):
     with pytest.raises(UserError, match="does not fit this network"):
         load_network(tmp_path / "flax")
     out = tmp_path / "back"
-    assert "holds 'sd35', not 'vae'" in fails(capsys, out, "vae", tmp_path / "flax", out, "--reverse")
+    complaint = fails(capsys, out, "vae", tmp_path / "flax", out, "--reverse")
+    assert "holds 'sd35', not 'vae'" in complaint
 
 
 def test_needs_no_pytorch(tmp_path, source):

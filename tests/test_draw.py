@@ -1,7 +1,6 @@
 """Text to image: the whole pipeline against diffusers' from the same folder, and the command."""
 
 import cv2
-import jax
 import numpy as np
 import pytest
 from einops import rearrange
@@ -122,7 +121,8 @@ def test_picture_is_that_of_diffusers(pipeline, folder):
         output_type="np",
     ).images
     model = load_network(folder / "flax/backbone")
-    run = nnx.jit(lambda model, noise: draw.latents(model, noise, *encoded(folder), 8, 4.5))
+    pair = encoded(folder)
+    run = nnx.jit(lambda model, noise: draw.latents(model, noise, *pair, 8, 4.5))
     ours = np.asarray(draw.picture(load_network(folder / "flax/vae"), run(model, noise)))
     assert ours.std() > 10
     assert np.abs(ours - 255 * theirs).max() <= 2
@@ -165,8 +165,9 @@ def weights(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
     networks = (("backbone", "sd35", MMDiT, SMALL), ("vae", "vae", Autoencoder, CODER))
     for part, name, module, config in networks:
-        model = nnx.jit(lambda: module(config, nnx.Rngs(0)))()
-        arrays = {path: leaf[...] for path, leaf in named(nnx.state(model)).items()}
+        structs = named(nnx.state(nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))))
+        draw = lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32)
+        arrays = {path: draw(leaf) for path, leaf in structs.items()}
         save_weights(folder / part, name, config, arrays)
     for name, size in (("prompt", 5), ("empty", 5), ("other", 6)):
         text, pooled = rng.normal(size=(size, 32)), rng.normal(size=24)
@@ -193,6 +194,7 @@ def test_command(weights, tmp_path):
     [
         (("--size", "30"), "multiple of 4 up to 96"),
         (("--size", "100"), "multiple of 4 up to 96"),
+        (("--steps", "0"), "at least 1"),
         (("--output", "a.docx"), "must end in .png"),
         (("--prompt-file", "nowhere/prompt.safetensors"), "no encoded prompt"),
         (("--checkpoint", "nowhere"), "no converted weights"),

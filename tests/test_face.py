@@ -162,7 +162,9 @@ def test_crop_box_grows_with_a_wandering_face():
     faces = face.track(images).faces
     one, all_ = face.crop_box(face.Face(*(v[0] for v in faces))), face.crop_box(faces)
     assert all_.side > one.side
-    inside = (faces.centre.real - faces.size / 2 > all_.left) & (faces.centre.imag + faces.size / 2 < all_.top + all_.side)
+    right, bottom = all_.left + all_.side, all_.top + all_.side
+    x, y, half = faces.centre.real, faces.centre.imag, faces.size / 2
+    inside = (x - half > all_.left) & (x + half < right) & (y - half > all_.top) & (y + half < bottom)
     assert inside.mean() >= 0.95
 
 

@@ -1,4 +1,4 @@
-"""The backbone against diffusers: embedding, blocks of each kind, the model; conversion included."""
+"""The backbone against diffusers: embedding, blocks of each kind, the model."""
 
 import jax
 import jax.numpy as jnp

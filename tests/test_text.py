@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_reference import REASON, assert_close, count_ours, count_theirs, ported, randomize
+from torch_reference import assert_close, count_ours, count_theirs, library, ported, randomize
 
 from convert.text import CLIP_L, T5, write_clip, write_t5
 from svdp_jax.models import layers
@@ -40,13 +40,13 @@ def strict():
 
 
 def clip_model(config, make=randomize):
-    transformers = pytest.importorskip("transformers", reason=REASON)
+    transformers = library("transformers")
     fields = write_clip(config)
     return make(transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**fields)))
 
 
 def t5_model(config, make=randomize):
-    transformers = pytest.importorskip("transformers", reason=REASON)
+    transformers = library("transformers")
     return make(transformers.T5EncoderModel(transformers.T5Config(**write_t5(config))))
 
 
@@ -116,7 +116,7 @@ def t5():
 
 @pytest.mark.parametrize("buckets", [32, 16])
 def test_relative_buckets_equal_transformers(buckets):
-    pytest.importorskip("transformers", reason=REASON)
+    library("transformers")
     from transformers.models.t5.modeling_t5 import T5Attention
 
     config = replace(SMALL_T5, relative_attention_num_buckets=buckets)
@@ -137,9 +137,7 @@ def test_t5_equals_transformers(t5, length):
 
 
 def test_prompt_equals_pipeline():
-    pytest.importorskip("diffusers", reason=REASON)
-    from diffusers import StableDiffusion3Pipeline as Pipeline
-
+    Pipeline = library("diffusers").StableDiffusion3Pipeline
     configs = [*CLIPS.values(), replace(SMALL_T5, d_model=80)]
     models = [clip_model(configs[0]), clip_model(configs[1]), t5_model(configs[2])]
     tokens = [ids(20), ids(20, end=60), ids(30)]

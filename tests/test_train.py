@@ -12,7 +12,10 @@ import jax
 import numpy as np
 import pytest
 
+from flax import nnx
+
 from svdp_jax import checkpoint, config as configs, parallel, train
+from svdp_jax.animate import Animator
 from conftest import tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -183,3 +186,41 @@ def test_the_average_follows_the_weights():
     expected = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, before, state.weights)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state.average)):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_past_frames_matter():
+    """After training with real past, a segment begins nearer to the frame before it.
+
+    Each clip has a colour that only its past shows: the driver is all grey and the
+    source is another clip's.
+    """
+    config = tiny_config(
+        data=configs.Data(size=16, frames=2, past=1, batch=8),
+        stages=(configs.Stage(steps=250, past=True, rate=4e-3),),
+        flow=configs.Flow(mean=1.5, dropout=(0, 0, 0.2, 0.8)),
+        optimizer=configs.Optimizer(warmup=10, average=0.9),
+        sampling=configs.Sampling(steps=4, source=1.0, driving=1.0),
+    )
+    mesh = parallel.make_mesh(config.mesh)
+    graph, state = train.initial_state(config, mesh)
+    codec = checkpoint.load_codec(config.model.codec)
+    update = train.make_update(config, graph, codec, train.prompt_of(config))
+
+    def clips(seed):
+        colour = np.random.default_rng(seed).integers(0, 256, (8, 1, 1, 1, 3), np.uint8)
+        film = np.broadcast_to(colour, (8, 3, 16, 16, 3))
+        grey = np.full((8, 2, 16, 16, 3), 128, np.uint8)
+        return {"source": film[::-1, 0], "past": film[:, :1], "target": film[:, 1:], "driving": grey}
+
+    for seed in range(250):
+        state, _ = update(state, clips(seed))
+    animator = Animator(config, nnx.merge(graph, state.average, state.constants), codec)
+    unseen = clips(1000)
+    source, driving, past = (animator.encode(unseen[k]) for k in ("source", "driving", "past"))
+    noise = jax.random.normal(jax.random.key(0), driving.shape)
+    distances = [
+        np.abs(np.asarray(animator.segment(animator.state, noise, source, driving, before)[1][:, 0], int)
+               - unseen["past"][:, -1]).mean()
+        for before in (past, 0 * past)
+    ]
+    assert distances[0] < 0.6 * distances[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 from flax import nnx
-from torch_reference import REASON, assert_close, count_ours, count_theirs, ported, randomize
+from torch_reference import assert_close, count_ours, count_theirs, library, ported, randomize
 
 from convert.vae import VAE, write_config
 from svdp_jax.checkpoint import named, replaced
@@ -57,7 +57,7 @@ def test_pixel_codec_keeps_places():
 
 
 def autoencoder_kl(config):
-    diffusers = pytest.importorskip("diffusers", reason=REASON)
+    diffusers = library("diffusers")
     fields = write_config(config)
     del fields["_class_name"]
     return diffusers.AutoencoderKL(**fields)

@@ -293,7 +293,8 @@ def bad_videos(tmp_path_factory):
     (folder / "cut.mp4").write_bytes(good[: len(good) * 2 // 3])
     (folder / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{folder / 'good.mp4'}'\n")
     (folder / "list.ffconcat").write_text("ffconcat version 1.0\nfile good.mp4\n")
-    (folder / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\ngood.mp4\n#EXT-X-ENDLIST\n")
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\ngood.mp4\n#EXT-X-ENDLIST\n"
+    (folder / "list.m3u8").write_text(playlist)
     os.mkfifo(folder / "pipe.mp4")
     with av.open(str(folder / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=48000, layout="mono")
@@ -306,8 +307,9 @@ def bad_videos(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name,hint",
-    [("text.mp4", "not a video"), ("empty.mp4", "empty"), ("cut.mp4", "not a video|cut off"), ("list.mp4", "not a video"),
-     ("list.ffconcat", "not a video"), ("list.m3u8", "not a video"), ("pipe.mp4", "regular file"), (".", "folder"),
+    [("text.mp4", "not a video"), ("empty.mp4", "empty"), ("cut.mp4", "not a video|cut off"),
+     ("list.mp4", "not a video"), ("list.ffconcat", "not a video"), ("list.m3u8", "not a video"),
+     ("pipe.mp4", "regular file"), (".", "folder"),
      ("nothing.mp4", "does not exist"), ("concat:good.mp4|good.mp4", "does not exist"), ("sound.mp4", "only sound")],
 )  # fmt: skip
 def test_bad_videos_get_one_sentence(bad_videos, name, hint):
@@ -418,7 +420,10 @@ def test_exif_orientation(tmp_path):
     assert number(np.rot90(video.read_image(path))) == 5
 
 
-@pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x00", b"II*\0", b"RIFFabcdWEBPxxxx"])
+BROKEN = [b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x00", b"II*\0", b"RIFFabcdWEBPxxxx"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_bad_pictures_get_one_sentence(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match="a.png: "):

@@ -11,9 +11,15 @@ from svdp_jax.checkpoint import named, replaced
 REASON = "PyTorch networks are the reference; install svdp_jax[reference]"
 
 
+def library(name):
+    """A library that needs PyTorch; skips the test where either is not installed."""
+    pytest.importorskip("torch", reason=REASON)
+    return pytest.importorskip(name, reason=REASON)
+
+
 def randomize(module, seed=0):
     """Redraws all parameters, so that no bias is zero and no norm's scale is one."""
-    torch = pytest.importorskip("torch", reason=REASON)
+    torch = library("torch")
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator)
@@ -53,6 +59,6 @@ def count_ours(network, config) -> int:
 
 
 def count_theirs(make) -> int:
-    torch = pytest.importorskip("torch", reason=REASON)
+    torch = library("torch")
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in make().parameters())

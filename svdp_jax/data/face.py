@@ -5,7 +5,7 @@ pixels, so that a shift, turn and scaling is `a * z + b`; left and right are the
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
@@ -176,9 +176,12 @@ def prepare_source(image: np.ndarray, size: int, pick: int = 0, name: str = "pic
     return crop(image, crop_box(track([image], pick, name).faces), size)
 
 
-def prepare_driving(path, size: int, pick: int = 0) -> Driving:
-    """First pass over a driving video: where the face is in every frame, and the clip's one crop."""
-    found = track((frame.image for frame in read_frames(path)), pick, name=str(path))
+def prepare_driving(path, size: int, pick: int = 0, progress: Callable = iter) -> Driving:
+    """First pass over a driving video: where the face is in every frame, and the clip's one crop.
+
+    `progress` wraps the stream of frames, as tqdm does.
+    """
+    found = track((frame.image for frame in progress(read_frames(path))), pick, name=str(path))
     return Driving(path, found, crop_box(found.faces), size)
 
 

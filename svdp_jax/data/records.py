@@ -20,6 +20,7 @@ from svdp_jax.data import face, toy
 from svdp_jax.errors import UserError
 
 ENDLESS = 1 << 40  # examples; more than any run draws
+SLOWEST = 0.1  # frame rate of a training clip, as a share of the toy world's
 SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg"}
 
 
@@ -42,8 +43,18 @@ def to_uint8(pictures) -> np.ndarray:
 
 
 def toy_example(data: configs.Data, seed: int):
-    """Index to a cross-identity example of the toy world, rendered on the CPU."""
-    render = jax.jit(lambda key: toy.triple(key, data.frames, data.past, data.size))
+    """Index to a cross-identity example of the toy world, rendered on the CPU.
+
+    Clips come at random paces, the slowest with frames so far apart that they teach as
+    much as separate pictures.
+    """
+
+    @jax.jit
+    def render(key):
+        key, key_pace = jax.random.split(key)
+        fps = toy.FPS * SLOWEST ** jax.random.uniform(key_pace)
+        return toy.triple(key, data.frames, data.past, data.size, fps)
+
     cpu = jax.local_devices(backend="cpu")[0]
 
     def example(index: int) -> dict:

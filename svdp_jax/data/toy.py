@@ -428,12 +428,12 @@ def mask_driving(frames, regions):
     return jnp.where(keep > 0, frames, GREY)
 
 
-def triple(key, frames, past, size):
+def triple(key, frames, past, size, fps=FPS):
     """One cross-identity example with exact truth: person A (`identity`) in `source` (h w c), `past` (p h w c) and
     `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f)."""
     key_a, key_b, key_motion, key_source = jax.random.split(key, 4)
     identity, driver = sample_identity(key_a), sample_identity(key_b)
-    elsewhere, sequence = sample_motion(key_source, 1), sample_motion(key_motion, past + frames)
+    elsewhere, sequence = sample_motion(key_source, 1), sample_motion(key_motion, past + frames, fps)
     motion = jax.tree.map(lambda field: field[past:], sequence)
     # one call, since compiling the renderer takes longer than a batch of pictures
     people = jax.tree.map(lambda a, b: jnp.stack([a] * (1 + past + frames) + [b] * frames), identity, driver)

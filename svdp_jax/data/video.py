@@ -43,7 +43,7 @@ BT709, SRGB_CURVE, STUDIO_RANGE = 1, 1, 1  # ffmpeg's numbers; bt709 shares one 
 
 
 class VideoInfo(NamedTuple):
-    """Facts of a video: upright size in square pixels, frames that decode, seconds as fractions.
+    """Facts of a video: upright size in stored pixels, frames that decode, seconds as fractions.
 
     A varying frame rate is given by its mean; `duration` is `frames / fps`, the last frame included.
     """
@@ -175,7 +175,7 @@ def _decode(path, container, stream) -> Iterator:
 
 
 def _upright(frame) -> np.ndarray:
-    """RGB picture with the rotation flag and non-square pixels undone."""
+    """RGB picture with the rotation flag undone."""
     # Untagged high-definition video is bt709 by convention; the decoder would assume bt601.
     untagged_hd = frame.colorspace == 2 and frame.height >= 720
     image = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if untagged_hd else None)

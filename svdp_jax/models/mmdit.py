@@ -25,7 +25,10 @@ class Table(nnx.Variable):
 class PatchEmbed(nnx.Module):
     def __init__(self, config: Backbone, rngs: nnx.Rngs):
         self.patch = config.patch
-        self.proj = nnx.Linear(config.patch**2 * config.channels, config.width, rngs=rngs)
+        # Small, so that at first tokens are told apart by where they stand, not by their noise.
+        small = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
+        size = config.patch**2 * config.channels
+        self.proj = nnx.Linear(size, config.width, kernel_init=small, rngs=rngs)
         self.pos_embed = Table(layers.position_table(config.table, config.width, config.base))
 
     def __call__(self, latents: jax.Array, shift: int = 0) -> jax.Array:

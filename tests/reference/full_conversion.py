@@ -70,11 +70,13 @@ def restore(folder: Path) -> None:
     for shard in (shard for leaf in leaves for shard in leaf.addressable_shards):
         held[shard.device] += shard.data.nbytes
     share = max(held.values()) / sum(leaf.nbytes for leaf in leaves)
-    print(f"restored in {time.perf_counter() - start:.0f} s, largest share {share:.4f} (limit 0.1375)")
+    seconds = time.perf_counter() - start
+    print(f"restored in {seconds:.0f} s, largest share {share:.4f}, limit 0.1375")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    plain = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("work", type=Path)
     parser.add_argument("--restore", action="store_true", help="the last part only")
     options = parser.parse_args()
@@ -82,7 +84,8 @@ def main() -> None:
     if options.restore:
         return restore(work / "flax")
     file = make(work / "source")
-    print(f"checkpoint: {file.stat().st_size / 1e9:.2f} GB; limit {1.3 * file.stat().st_size / 1e9:.2f}")
+    size = file.stat().st_size / 1e9
+    print(f"checkpoint: {size:.2f} GB, limit of memory: {1.3 * size:.2f} GB")
     convert("sd35", work / "source", work / "flax")
     convert("sd35", work / "flax", work / "back", "--reverse")
     same = filecmp.cmp(file, work / "back" / file.relative_to(work / "source"), shallow=False)

@@ -1,6 +1,6 @@
 """SD3.5-M at full size against diffusers: blocks of each kind, then all 24, in f32 and bf16.
 
-    python tests/reference/full_parity.py WORK            # all blocks: 20 GB of disk and 20 of memory
+    python tests/reference/full_parity.py WORK       # all blocks: 20 GB of memory, 10 of disk
     python tests/reference/full_parity.py WORK --blocks 3
 
 Weights are random. The two sides run one after the other, each in a process of
@@ -107,7 +107,8 @@ def report(work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    plain = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("work", type=Path)
     parser.add_argument("--side", choices=["theirs", "ours"], help="run one side only")
     parser.add_argument("--blocks", type=int, default=24)
