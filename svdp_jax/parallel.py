@@ -80,4 +80,5 @@ def parameter_name(path: tuple) -> str:
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax attention, every query over every key. All are b l h k; so is the result."""
-    return jax.nn.dot_product_attention(q, k, v)
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own function mixes bfloat16 and float32
+        return jax.nn.dot_product_attention(q, k, v)

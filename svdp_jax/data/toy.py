@@ -32,7 +32,7 @@ from einops import rearrange, reduce
 
 GREY = 0.5
 FPS = 12.5  # drawn on twos, as cartoons are
-STEPS, NUDGE = 7, 0.02  # of `fit`: steps of each descent, and of finite differences, in half ranges
+STEPS, NUDGE = 6, 0.02  # of `fit`: steps of each descent, and of finite differences, in half ranges
 RANGES = {
     "yaw": (-0.6, 0.6), "pitch": (-0.4, 0.4), "roll": (-0.35, 0.35),
     "shift_x": (-0.05, 0.05), "shift_y": (-0.05, 0.05), "scale": (0.95, 1.05),
@@ -458,10 +458,11 @@ def _coarse(picture, factor):
 
 
 def _errors(identity, places, frame):
-    """Differences (k m) of one frame from pictures of k places, at three scales, so that features attract from afar."""
-    errors = render(identity, _motion(places), frame.shape[0]) - frame
-    scaled = [scale * rearrange(_coarse(errors, scale), "k h w c -> k (h w c)") for scale in (1, 2, 4)]
-    return jnp.concatenate(scaled, 1)
+    """Differences (k m) of one frame from pictures of k places, at all scales, so that features attract from afar."""
+    size = frame.shape[0]
+    errors = render(identity, _motion(places), size) - frame
+    scales = [2**i for i in range((size // 8).bit_length())]  # up to 8 pixels a side; each weighs the same
+    return jnp.concatenate([scale * rearrange(_coarse(errors, scale), "k h w c -> k (h w c)") for scale in scales], 1)
 
 
 @jax.jit
@@ -485,7 +486,7 @@ def _refine(identity, frames, starts):
         value, slopes = errors[0], (errors[1:] - errors[0]) / NUDGE
         return value @ value, slopes @ slopes.T, slopes @ value
 
-    def descend(pair):
+    def climb_down(pair):
         start, frame = pair
 
         def step(state, _):
@@ -502,31 +503,35 @@ def _refine(identity, frames, starts):
 
     f, s, _ = starts.shape
     pairs = rearrange(starts, "f s m -> (f s) m"), jnp.repeat(frames, s, 0)
-    places, losses = jax.lax.map(descend, pairs, batch_size=16)
+    places, losses = jax.lax.map(climb_down, pairs, batch_size=16)
     best = rearrange(losses, "(f s) -> f s", s=s).argmin(1)
     return rearrange(places, "(f s) m -> f s m", s=s)[jnp.arange(f), best]
 
 
 def fit(frames, identity):
-    """The Motion (f) of frames (f h w c) in [0, 1] that show a known Identity; the size is a multiple of 4.
+    """The Motion (f) of frames (f h w c) in [0, 1] that show a known Identity; the size is a power of 2.
 
-    Descends twice, since there are two ways to be stuck: from the best poses of a grid that looks left, ahead and right,
-    then, with that pose, from the best gaze and brow with eyes open, half closed and closed. Frames are independent. A
-    new shape compiles for some seconds, so cut long clips into equal pieces."""
-    def vary(places, **values):  # s grids (f s n 12) over some fields; the first field divides the grids
+    Descends three times, since there are three ways to be stuck: from the best pose of a grid, each for looking left,
+    ahead and right; then, so posed, from the best mouth, each for closed, half open and open; then from the best gaze,
+    each for eyes open, half closed and closed. Frames are independent. A new shape compiles for some seconds, so cut
+    long clips into equal pieces."""
+    def spread(reach, n):
+        return jnp.linspace(-reach, reach, n)
+
+    def descend(places, **values):  # from all combinations of some fields' values, in three groups by the first field
         grid = jnp.stack(jnp.meshgrid(*values.values(), indexing="ij"), -1).reshape(3, -1, len(values))
-        places = jnp.broadcast_to(places[:, None, None], (len(places), *grid.shape[:2], len(RANGES)))
-        return places.at[..., jnp.array([Motion._fields.index(name) for name in values])].set(grid)
+        grids = jnp.broadcast_to(places[:, None, None], (len(places), *grid.shape[:2], len(RANGES)))
+        grids = grids.at[..., jnp.array([Motion._fields.index(name) for name in values])].set(grid)
+        return _refine(identity, frames, _likeliest(identity, frames, grids))
 
-    spread = lambda reach, n: jnp.linspace(-reach, reach, n)
-    usual = Motion(*jnp.zeros(len(RANGES)))._replace(blink=-0.4, mouth_open=-0.5)
+    usual = Motion(*jnp.zeros(len(RANGES)))._replace(blink=-0.4, mouth_open=-0.3)
     places = jnp.broadcast_to(jnp.array(usual), (len(frames), len(RANGES)))
-    # both grids are of one size, and so compile once
-    poses = vary(places, yaw=spread(0.9, 6), pitch=spread(0.9, 6), roll=spread(0.9, 5))
-    places = _refine(identity, frames, _likeliest(identity, frames, poses))
-    looks = vary(places, blink=jnp.array([-0.7, -0.1, 0.6]),
-                 gaze_x=spread(0.9, 5), gaze_y=spread(0.8, 4), brow=spread(0.7, 3))
-    return _motion(_refine(identity, frames, _likeliest(identity, frames, looks)))
+    # grids of one size compile once
+    places = descend(places, yaw=spread(0.9, 6), pitch=spread(0.9, 6), roll=spread(0.9, 5))
+    places = descend(places, mouth_open=spread(0.9, 6), mouth_width=spread(0.8, 5), brow=spread(0.9, 6))
+    places = descend(places, blink=jnp.array([-0.7, -0.1, 0.6]),
+                     gaze_x=spread(0.9, 6), gaze_y=spread(0.9, 5), brow=jnp.array([-0.7, 0.5]))
+    return _motion(places)
 
 
 def correlation(true, fitted):
