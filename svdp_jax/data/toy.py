@@ -108,40 +108,34 @@ class Regions(NamedTuple):
 
 def sample_identity(key):
     """One random Identity without leading dimensions."""
-    keys = iter(jax.random.split(key, 9 + len(TRAITS)))
+    draws = iter(jax.random.uniform(key, (8 + len(TRAITS),)))  # one call: each costs seconds of compilation
 
-    def between(palette):  # a colour on the line between two neighbours, so that no two people are the same
-        place = jax.random.uniform(next(keys), maxval=len(palette) - 1.0)
-        steps = jnp.arange(len(palette), dtype=jnp.float32)
+    def one_of(palette):
+        return jnp.array(palette)[(next(draws) * len(palette)).astype(jnp.int32)]
+
+    def between(palette):  # a colour on the line between two neighbours
+        place, steps = next(draws) * (len(palette) - 1), jnp.arange(len(palette), dtype=jnp.float32)
         return jnp.stack([jnp.interp(place, steps, jnp.array(channel)) for channel in zip(*palette)])
 
-    def any_of(palette):
-        return jax.random.choice(next(keys), jnp.array(palette))
+    def hue(low, high):  # a colour whose channels reach from about low to high
+        wheel = 0.5 + 0.5 * jnp.cos(2 * jnp.pi * next(draws) + jnp.array([0.0, 2.1, 4.2]))
+        return low + (high - low) * wheel
 
-    skin, hair = between(SKIN), any_of(HAIR)
-    clothes, backdrop, glow = (_hue(next(keys), low, high) for low, high in ((0.15, 0.85), (0.35, 0.75), (0.6, 0.95)))
+    skin, hair = between(SKIN), one_of(HAIR)
     return Identity(
-        skin=skin, hair=hair, iris=any_of(IRIS), brow=0.6 * hair, lips=0.75 * any_of(LIPS) + 0.25 * skin,
-        clothes=clothes, backdrop=backdrop, glow=glow,
-        style=jax.nn.one_hot(jax.random.randint(next(keys), (), 0, 3), 3),
-        **{name: jax.random.uniform(next(keys), minval=low, maxval=high) for name, (low, high) in TRAITS.items()})
-
-
-def _hue(key, low, high):
-    """A random colour (3,) whose channels reach from about `low` to `high`."""
-    angle = jax.random.uniform(key, maxval=2 * jnp.pi)
-    wheel = 0.5 + 0.5 * jnp.cos(angle + jnp.array([0.0, 2.1, 4.2]))
-    return low + (high - low) * wheel
+        skin=skin, hair=hair, iris=one_of(IRIS), brow=0.6 * hair, lips=0.75 * one_of(LIPS) + 0.25 * skin,
+        clothes=hue(0.15, 0.85), backdrop=hue(0.35, 0.75), glow=hue(0.6, 0.95), style=one_of(jnp.eye(3)),
+        **{name: low + (high - low) * next(draws) for name, (low, high) in TRAITS.items()})
 
 
 def sample_motion(key, frames, fps=FPS):
     """A smooth random Motion (f,) with blinks and speech. It is a function of time alone: a longer sequence of the same
     key begins with the shorter one."""
-    keys = iter(jax.random.split(key, 64))
+    draws = iter(jax.random.uniform(key, (20, 3, 3, 1)))  # one call: each costs seconds of compilation
     time = jnp.arange(frames, dtype=jnp.float32) / fps
 
     def drift(fastest, depth):  # a wandering angle: random start, then a sum of three sinusoids
-        start, phase, hertz = (jax.random.uniform(next(keys), (3, 1)) for _ in range(3))
+        start, phase, hertz = next(draws)
         waves = jnp.sin(2 * jnp.pi * (fastest * (0.15 + 0.85 * hertz) * time + phase))
         return 2 * jnp.pi * start[0] + depth * waves.sum(0)
 
@@ -149,7 +143,7 @@ def sample_motion(key, frames, fps=FPS):
         return jnp.sin(drift(fastest, 0.7))
 
     def beat(slowest, fastest):  # an angle that advances at a random pace, unevenly
-        pace = jax.random.uniform(next(keys), minval=slowest, maxval=fastest)
+        pace = slowest + (fastest - slowest) * next(draws)[0, 0]
         return 2 * jnp.pi * pace * time + drift(0.5, 0.4)
 
     motion = {name: low + (high - low) * (0.5 + 0.5 * wave(1.0)) for name, (low, high) in RANGES.items()}
