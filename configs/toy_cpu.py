@@ -1,3 +1,19 @@
+"""python -m svdp_jax.train --config configs/toy_cpu.py
+
+The miniature on two CPU cores. Its results are short of what it is meant to show:
+12 minutes (two cores of an AMD EPYC, 2026-11-23) reach 19.1 dB where repeating the
+source has 16.8, control of yaw 0.71 and pitch 0.38, of the mouth none yet.
+
+What was learned on the way here:
+- Routing is what takes long: until a token finds its place in the source and in the
+  driver, it can only guess. Positions that are nearly orthogonal (`base=480`, where 24
+  gave nothing in 1400 steps) and a small patch projection helped most.
+- Times near noise (`flow.mean=1.5`): elsewhere the noisy picture itself shows the pose,
+  and nothing is learned from the driver.
+- Many small steps: 8 pictures a step learn more per picture than 32 do.
+- No difference: learning rates from 1.5e-3 to 4e-3, Muon, gates that start open.
+"""
+
 from svdp_jax import config as configs
 
 

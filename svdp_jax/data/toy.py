@@ -425,13 +425,15 @@ def mask_driving(frames, regions):
 def triple(key, frames, past, size, fps=FPS):
     """One cross-identity example with exact truth: person A (`identity`) in `source` (h w c), `past` (p h w c) and
     `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f)."""
-    key_a, key_b, key_motion, key_source = jax.random.split(key, 4)
-    identity, driver = sample_identity(key_a), sample_identity(key_b)
-    elsewhere, sequence = sample_motion(key_source, 1), sample_motion(key_motion, past + frames, fps)
-    motion = jax.tree.map(lambda field: field[past:], sequence)
+    key_people, key_motions = jax.random.split(key)
+    both = jax.vmap(sample_identity)(jax.random.split(key_people))
+    identity, driver = (jax.tree.map(lambda field: field[i], both) for i in range(2))
+    moves = jax.vmap(lambda key: sample_motion(key, past + frames))(jax.random.split(key_motions))
+    motion = jax.tree.map(lambda field: field[0, past:], moves)
     # one call, since compiling the renderer takes longer than a batch of pictures
-    people = jax.tree.map(lambda a, b: jnp.stack([a] * (1 + past + frames) + [b] * frames), identity, driver)
-    motions = jax.tree.map(lambda *fields: jnp.concatenate(fields), elsewhere, sequence, motion)
+    people = jax.tree.map(lambda field: jnp.repeat(field, jnp.array([1 + past + frames, frames]), axis=0,
+                                                   total_repeat_length=1 + past + 2 * frames), both)
+    motions = jax.tree.map(lambda field: jnp.concatenate([field[1, :1], field[0], field[0, past:]]), moves)
     source, before, target, driving = jnp.split(render(people, motions, size), (1, 1 + past, 1 + past + frames))
     return {"source": source[0], "past": before, "target": target,
             "driving": mask_driving(driving, regions(driver, motion, size)),
@@ -452,10 +454,11 @@ def _coarse(picture, factor):
 
 
 def _errors(identity, places, frame):
-    """Differences (k m) of one frame from pictures of k places, at all scales, so that features attract from afar."""
+    """Differences (k m) of one frame from pictures of k places at three scales of equal weight, so that features attract
+    from afar; the finest has 32 pixels a side, since detail beyond that only traps."""
     size = frame.shape[0]
     errors = render(identity, _motion(places), size) - frame
-    scales = [2**i for i in range((size // 8).bit_length())]  # up to 8 pixels a side; each weighs the same
+    scales = [max(1, size // 32) * factor for factor in (1, 2, 4)]
     return jnp.concatenate([scale * rearrange(_coarse(errors, scale), "k h w c -> k (h w c)") for scale in scales], 1)
 
 
@@ -503,7 +506,7 @@ def _refine(identity, frames, starts):
 
 
 def fit(frames, identity):
-    """The Motion (f) of frames (f h w c) in [0, 1] that show a known Identity; the size is a power of 2.
+    """The Motion (f) of frames (f h w c) in [0, 1] that show a known Identity; the size is a power of two.
 
     Descends three times, since there are three ways to be stuck: from the best pose of a grid, each for looking left,
     ahead and right; then, so posed, from the best mouth, each for closed, half open and open; then from the best gaze,
