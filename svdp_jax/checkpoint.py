@@ -55,7 +55,9 @@ def save_weights(folder: Path, network: str, config, arrays: dict, facts: dict |
     folder.mkdir(parents=True)
     tree = {path: jax.device_put(array) for path, array in arrays.items()}
     save_args = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in tree}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    # One gigabyte of copies at a time: the rest of the memory is for the arrays themselves.
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, use_compression=False)
+    with ocp.Checkpointer(handler) as checkpointer:
         args = ocp.args.PyTreeSave(tree, save_args=save_args)
         checkpointer.save((folder / "params").absolute(), args=args)
     about = {"network": network, "config": dataclasses.asdict(config)} | (facts or {})

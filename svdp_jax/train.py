@@ -51,7 +51,8 @@ def rate(config: configs.Config) -> optax.Schedule:
         for stage in config.stages
     ]
     staged = optax.join_schedules(pieces, stage_ends(config)[:-1])
-    return lambda step: staged(step) * jnp.minimum(1, (step + 1) / config.optimizer.warmup)
+    warmup = optax.linear_schedule(1 / config.optimizer.warmup, 1, config.optimizer.warmup - 1)
+    return lambda step: staged(step) * warmup(step)
 
 
 def stage_ends(config: configs.Config) -> list[int]:
@@ -128,7 +129,8 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec, prompt):
         updates, moments = optimizer.update(gradients, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, updates)
         # The early average forgets faster, or it would remember the initial weights for long.
-        decay = jnp.minimum(o.average, (1 + state.step) / (10 + state.step))
+        age = state.step.astype(jnp.float32)
+        decay = jnp.minimum(o.average, (1 + age) / (10 + age))
         average = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.average, weights)
         metrics = {
             "loss": value,
@@ -165,11 +167,11 @@ class Log:
 
 def train(config: configs.Config, workdir: Path) -> None:
     """Runs or resumes a training, to the finished model in `workdir/model`."""
-    workdir.mkdir(parents=True, exist_ok=True)
     mesh = parallel.make_mesh(config.mesh)
     codec = checkpoint.load_codec(config.model.codec)
     prompt = prompt_of(config)
     data = iter(records.batches(config, workdir / "clips"))
+    workdir.mkdir(parents=True, exist_ok=True)
     graph, state = initial_state(config, mesh)
     runs = checkpoint.Runs(workdir, config)
     state = runs.resume(state, data)
@@ -206,19 +208,30 @@ def stop_signal() -> threading.Event:
     return event
 
 
-flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/ and the config's name.")
-config_flags.DEFINE_config_file("config", help_string="A file in configs/, such as configs/toy_cpu.py.")
+def parse(arguments: list[str]) -> flags.FlagValues:
+    """--workdir and --config, whose fields are flags too. Raises UserError for what is neither."""
+    values = flags.FlagValues()
+    define = {"flag_values": values}
+    flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default.", **define)
+    config_flags.DEFINE_config_file("config", sys_argv=arguments, **define)
+    try:
+        values(arguments)
+        chosen = values.config
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error.args[-1]).split())
+        raise UserError(f"cannot use these flags: {reason}") from None
+    if chosen is None:
+        raise UserError("name a config, such as --config configs/toy_cpu.py.")
+    return values
 
 
 def main(arguments: list[str]) -> None:
-    try:
-        flags.FLAGS(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{error}".strip().splitlines()[0]) from None
-    if flags.FLAGS.config is None:
-        raise UserError("name a config, such as --config configs/toy_cpu.py.")
-    config = configs.from_flags(flags.FLAGS.config)
-    workdir = Path(flags.FLAGS.workdir or f"runs/{config.name}")
+    if "--help" in arguments:
+        print(__doc__)
+        return
+    values = parse(arguments)
+    config = configs.from_flags(values.config)
+    workdir = Path(values.workdir or f"runs/{config.name}")
     train(config, workdir)
     if config.data.source == "toy" and config.evaluate:
         animator = evaluate.Animator.load(workdir)

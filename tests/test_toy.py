@@ -15,8 +15,9 @@ examples = jax.jit(jax.vmap(partial(toy.triple, frames=4, past=2, size=SIZE)))
 
 @pytest.fixture(scope="module")
 def people():
-    """Three identities, one of each style."""
-    return jax.vmap(toy.sample_identity)(jax.random.split(jax.random.key(0), 3))._replace(style=jnp.eye(3))
+    """Four identities in all styles. Pictures are mostly made four by four, since every new shape compiles."""
+    drawn = jax.vmap(toy.sample_identity)(jax.random.split(jax.random.key(0), 4))
+    return drawn._replace(style=jnp.eye(3)[jnp.array([0, 1, 2, 0])])
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +33,11 @@ def still(**fields):
 
 
 def changed(people, **fields):
-    """Where the two pictures of each person differ (3 h w), and both pictures' regions."""
-    motion = still(**{name: jnp.array(ends) for name, ends in fields.items()})
-    motion = jax.tree.map(lambda field: jnp.tile(field, (3, 1)), motion)
+    """How much each person's picture (4 h w) changes between the ends of a field, and the regions on the way."""
+    motion = still(**{name: jnp.linspace(*ends, 4) for name, ends in fields.items()})
+    motion = jax.tree.map(lambda field: jnp.tile(field, (4, 1)), motion)
     frames = render(people, motion, SIZE)
-    return jnp.abs(frames[:, 0] - frames[:, 1]).sum(-1), regions(people, motion, SIZE)
+    return jnp.abs(frames[:, 0] - frames[:, -1]).sum(-1), regions(people, motion, SIZE)
 
 
 def test_samples_stay_in_their_ranges_and_fill_them():
@@ -62,13 +63,12 @@ def test_sequences_are_smooth_and_longer_ones_begin_alike():
 
 
 def test_pictures_have_the_right_shape_and_values(people):
-    turns = still(yaw=jnp.array([-0.6, 0.6]))
-    frames = render(people, jax.tree.map(lambda field: jnp.tile(field, (3, 1)), turns), SIZE)
-    assert frames.shape == (3, 2, SIZE, SIZE, 3) and frames.dtype == jnp.float32
+    turns = still(yaw=jnp.linspace(-0.6, 0.6, 16))
+    frames = render(people, jax.tree.map(lambda field: jnp.tile(field[::5], (4, 1)), turns), SIZE)
+    assert frames.shape == (4, 4, SIZE, SIZE, 3) and frames.dtype == jnp.float32
     assert frames.min() >= 0 and frames.max() <= 1 + 1e-6
     one = jax.tree.map(lambda field: field[0], people)
-    alone = render(one, still(yaw=jnp.linspace(-0.6, 0.6, 16)), SIZE)
-    np.testing.assert_allclose(alone[jnp.array([0, -1])], frames[0], atol=1e-5)
+    np.testing.assert_allclose(render(one, turns, SIZE)[::5], frames[0], atol=1e-5)
 
 
 def test_same_key_same_example_other_key_other_example(batch):
@@ -92,7 +92,7 @@ def test_a_feature_moves_inside_its_region_only(people, name, ends, region):
     change, masks = changed(people, **{name: ends})
     inside = getattr(masks, region).max(1)
     assert (change.max((1, 2)) > 0.2).all(), "hardly visible"
-    assert ((change * inside).sum((1, 2)) > 0.95 * change.sum((1, 2))).all()
+    assert ((change * inside).sum((1, 2)) > 0.96 * change.sum((1, 2))).all()
 
 
 @pytest.mark.parametrize("name", ["yaw", "pitch", "roll", "shift_x", "shift_y", "scale"])
@@ -106,7 +106,7 @@ def test_the_head_moves_as_a_whole(people, name):
 def test_positive_is_right_and_down(people):
     # at rest, then one movement at a time
     motion = still(yaw=jnp.array([0, 0.5, 0, 0]), pitch=jnp.array([0, 0, 0.4, 0]), shift_x=jnp.array([0, 0, 0, 0.05]))
-    noses = regions(jax.tree.map(lambda field: field[0], people), motion, SIZE).nose
+    noses = regions(people, jax.tree.map(lambda field: jnp.tile(field, (4, 1)), motion), SIZE).nose[0]
     row, column = np.array([np.argwhere(nose > 0).mean(0) for nose in np.asarray(noses)]).T
     assert column[1] - column[0] > 3 and row[2] - row[0] > 2 and column[3] - column[0] > 1
 

@@ -110,7 +110,7 @@ def cropped(path: Path, size: int, cache: Path) -> np.ndarray:
         shape = (len(driving.track.found), 2, size, size, 3)
         frames = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         for index, frame in enumerate(face.driving_frames(driving)):
-            frames[index] = frame.image, frame.masked
+            frames[index] = frame.crop, frame.masked
         frames.flush()
         partial.rename(target)
     return np.load(target, mmap_mode="r")

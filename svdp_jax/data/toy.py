@@ -428,7 +428,7 @@ def triple(key, frames, past, size, fps=FPS):
     key_people, key_motions = jax.random.split(key)
     both = jax.vmap(sample_identity)(jax.random.split(key_people))
     identity, driver = (jax.tree.map(lambda field: field[i], both) for i in range(2))
-    moves = jax.vmap(lambda key: sample_motion(key, past + frames))(jax.random.split(key_motions))
+    moves = jax.vmap(lambda key: sample_motion(key, past + frames, fps))(jax.random.split(key_motions))
     motion = jax.tree.map(lambda field: field[0, past:], moves)
     # one call, since compiling the renderer takes longer than a batch of pictures
     people = jax.tree.map(lambda field: jnp.repeat(field, jnp.array([1 + past + frames, frames]), axis=0,
