@@ -208,30 +208,28 @@ def stop_signal() -> threading.Event:
     return event
 
 
-def parse(arguments: list[str]) -> flags.FlagValues:
-    """--workdir and --config, whose fields are flags too. Raises UserError for what is neither."""
+def parse(arguments: list[str]) -> tuple[configs.Config, Path]:
+    """The config and the work folder. Raises UserError for what is neither flag nor field."""
     values = flags.FlagValues()
     define = {"flag_values": values}
     flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default.", **define)
     config_flags.DEFINE_config_file("config", sys_argv=arguments, **define)
     try:
         values(arguments)
-        chosen = values.config
+        if values.config is None:
+            raise UserError("name a config, such as --config configs/toy_cpu.py.")
+        config = configs.from_flags(values.config)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         reason = " ".join(str(error.args[-1]).split())
         raise UserError(f"cannot use these flags: {reason}") from None
-    if chosen is None:
-        raise UserError("name a config, such as --config configs/toy_cpu.py.")
-    return values
+    return config, Path(values.workdir or f"runs/{config.name}")
 
 
 def main(arguments: list[str]) -> None:
     if "--help" in arguments:
         print(__doc__)
         return
-    values = parse(arguments)
-    config = configs.from_flags(values.config)
-    workdir = Path(values.workdir or f"runs/{config.name}")
+    config, workdir = parse(arguments)
     train(config, workdir)
     if config.data.source == "toy" and config.evaluate:
         animator = evaluate.Animator.load(workdir)
