@@ -160,7 +160,6 @@ class Config:
     mesh: Mesh = field(default_factory=Mesh)
     dtype: str = "bfloat16"  # of activations; parameters are float32
     prompt: str = ""  # file of an encoded prompt; empty means zeros
-    weights: str = ""  # converted backbone to start from; empty means random
     seed: int = 0
     log_every: int = 10
     save_every: int = 250
