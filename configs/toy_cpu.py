@@ -22,15 +22,17 @@ def get_config():
         configs.Config(
             name="toy_cpu",
             model=configs.toy(),
-            data=configs.Data(size=32, frames=4, past=1, batch=4),
+            data=configs.Data(size=32, frames=2, past=1, batch=8),
             stages=(
-                configs.Stage(steps=2300, past=False, rate=1.5e-3, final_rate=3e-4),
-                configs.Stage(steps=400, past=True, rate=3e-4, final_rate=2e-5),
+                configs.Stage(steps=400, self_driven=True, rate=1.5e-3, final_rate=1.4e-3),
+                configs.Stage(steps=3300, rate=1.5e-3, final_rate=3e-4),
+                configs.Stage(steps=500, past=True, rate=3e-4, final_rate=2e-5),
             ),
             optimizer=configs.Optimizer(average=0.995, warmup=50),
-            flow=configs.Flow(mean=1.5, dropout=(0.03, 0.03, 0.14, 0.8)),
-            sampling=configs.Sampling(steps=8, source=1.0, driving=1.0, past=1.0),
+            flow=configs.Flow(mean=1.5, focus=4.0, dropout=(0.03, 0.03, 0.14, 0.8)),
+            sampling=configs.Sampling(steps=5, source=1.0, driving=1.4, past=1.4),
             dtype="float32",
-            evaluate=12,
+            save_every=1000,
+            evaluate=24,
         )
     )

@@ -1,4 +1,6 @@
 """python -m svdp_jax.train --config configs/toy_cpu_long.py
+
+The recipe of configs/toy_cpu.py at 64x64, with a wider network for what is finer: blinks and gaze.
 """
 
 from svdp_jax import config as configs
@@ -11,22 +13,23 @@ def get_config():
             model=configs.Model(
                 backbone=configs.Backbone(
                     width=256, heads=4, blocks=4, dual=1, text_width=32, pooled_width=32,
-                    channels=192, patch=2, table=24, base=24,
+                    channels=192, patch=2, table=24, base=480,
                 ),
                 video=configs.Video(heads=4),
                 codec=configs.Codec(kind="pixels", factor=8),
                 predict="clean",
             ),
-            data=configs.Data(size=64, frames=4, past=1, batch=8),
-            optimizer=configs.Optimizer(average=0.998, warmup=100),
+            data=configs.Data(size=64, frames=2, past=1, batch=8),
             stages=(
-                configs.Stage(steps=5200, past=False, rate=2e-3, final_rate=3e-4),
-                configs.Stage(steps=800, past=True, rate=3e-4, final_rate=1e-5),
+                configs.Stage(steps=600, self_driven=True, rate=1.2e-3, final_rate=1.2e-3),
+                configs.Stage(steps=6400, rate=1.2e-3, final_rate=2e-4),
+                configs.Stage(steps=600, past=True, rate=2e-4, final_rate=1e-5),
             ),
-            flow=configs.Flow(dropout=(0.03, 0.03, 0.14, 0.8)),
-            sampling=configs.Sampling(steps=10, source=1.0, driving=1.0, past=1.0),
+            optimizer=configs.Optimizer(beta2=0.999, average=0.998, warmup=100),
+            flow=configs.Flow(mean=1.5, focus=4.0, dropout=(0.03, 0.03, 0.14, 0.8)),
+            sampling=configs.Sampling(steps=5, source=1.0, driving=1.4, past=1.4),
             dtype="float32",
             save_every=500,
-            evaluate=16,
+            evaluate=24,
         )
     )

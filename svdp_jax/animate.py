@@ -23,6 +23,7 @@ from svdp_jax import checkpoint, config as configs
 from svdp_jax.data import face, video
 from svdp_jax.diffusion import sampler
 from svdp_jax.errors import say_errors
+from svdp_jax.models.vae import from_uint8, to_uint8
 from svdp_jax.prompts import load_prompt
 
 SMALLEST_SHOWN = 256  # pixels
@@ -44,7 +45,7 @@ class Animator:
         graph, state = nnx.split(model)
         self.state = jax.tree.map(lambda w: w.astype(config.dtype), state)
         text, pooled = (jnp.asarray(x, config.dtype) for x in prompt_of(config))
-        self.encode = jax.jit(lambda pixels: codec.encode(pixels.astype(config.dtype) / 127.5 - 1))
+        self.encode = jax.jit(lambda pixels: codec.encode(from_uint8(pixels, config.dtype)))
 
         @jax.jit
         def segment(state, noise, source, driving, past):
@@ -54,8 +55,7 @@ class Animator:
             latents = sampler.sample(
                 nnx.merge(graph, state), noise, *repeated, conditions, config.model, config.sampling
             )
-            pixels = codec.decode(latents).astype(jnp.float32)
-            return latents, jnp.clip(pixels * 127.5 + 128, 0, 255).astype(jnp.uint8)
+            return latents, to_uint8(codec.decode(latents))
 
         self.segment = segment
 

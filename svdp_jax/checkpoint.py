@@ -11,11 +11,13 @@ import logging
 import shutil
 import zlib
 from pathlib import Path
+from typing import Callable
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
@@ -52,7 +54,7 @@ def replaced(state, arrays: dict):
 
 def save_weights(folder: Path, network: str, config, arrays: dict, facts: dict | None = None):
     """Writes a new weights folder. arrays: by dotted path; facts: more for config.json."""
-    folder.mkdir(parents=True)
+    once(lambda: folder.mkdir(parents=True))
     tree = {path: jax.device_put(array) for path, array in arrays.items()}
     save_args = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in tree}
     # One gigabyte of copies at a time: the rest of the memory is for the arrays themselves.
@@ -61,8 +63,16 @@ def save_weights(folder: Path, network: str, config, arrays: dict, facts: dict |
         args = ocp.args.PyTreeSave(tree, save_args=save_args)
         checkpointer.save((folder / "params").absolute(), args=args)
     about = {"network": network, "config": dataclasses.asdict(config)} | (facts or {})
-    (folder / "config.json").write_text(json.dumps(about, indent=2))
-    write_manifest(folder)
+    once(lambda: (folder / "config.json").write_text(json.dumps(about, indent=2)))
+    once(lambda: write_manifest(folder))
+
+
+def once(action: Callable[[], object]) -> None:
+    """Lets the first process do this while the others wait: the folder is one for all."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("svdp_jax.checkpoint")
 
 
 def about(folder: Path) -> dict:
@@ -123,6 +133,14 @@ def load_weights(folder: Path, state):
     return replaced(state, restore(folder, leaves, restore_args))
 
 
+def load_parts(folder: Path, *states):
+    """Like `load_weights`, into several states that make up the network; arrays give the layout."""
+    merged = nnx.merge_state(*states)
+    typed = jax.tree.map(ocp.utils.to_shape_dtype_struct, merged)
+    loaded = named(load_weights(folder, typed))
+    return [replaced(state, loaded) for state in states]
+
+
 def load_arrays(folder: Path) -> dict[str, np.ndarray]:
     """All parameters in host memory, as stored, by dotted path."""
     verify(folder)
@@ -180,11 +198,10 @@ def verify(folder: Path) -> None:
 def save_model(folder: Path, config: configs.Config, weights, constants) -> None:
     """A trained model as a weights folder, complete or not at all; replaces an older one."""
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    once(lambda: shutil.rmtree(partial, ignore_errors=True))
     arrays = {path: leaf[...] for path, leaf in (named(weights) | named(constants)).items()}
     save_weights(partial, "svdp", config.model, arrays, {"training": dataclasses.asdict(config)})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    once(lambda: (shutil.rmtree(folder, ignore_errors=True), partial.rename(folder)))
 
 
 def load_model(folder: Path) -> tuple[configs.Config, nnx.Module]:
@@ -197,10 +214,17 @@ def load_model(folder: Path) -> tuple[configs.Config, nnx.Module]:
     return configs.from_flags(facts["training"]), load_network(folder)
 
 
+# Codecs by kind, with fresh weights.
+CODECS = {
+    "pixels": lambda config: PixelCodec(config.factor),
+    "sd3": lambda config: Autoencoder(AutoencoderConfig(), nnx.Rngs(0)),
+}
+
+
 def load_codec(config: configs.Codec) -> PixelCodec | Autoencoder:
     """The codec of a model; the autoencoder's weights come from the folder that the config names."""
     if config.kind == "pixels":
-        return PixelCodec(config.factor)
+        return CODECS[config.kind](config)
     if not config.weights:
         raise UserError("config.model.codec.weights must name the folder of the converted autoencoder.")
     return load_network(Path(config.weights))
@@ -220,7 +244,7 @@ class Runs:
                 f"{workdir} holds a run with another config.{changed[0]}; "
                 "give a new --workdir, or the config it was started with."
             )
-        path.write_text(json.dumps(wanted, indent=2))
+        once(lambda: path.write_text(json.dumps(wanted, indent=2)))
         self.manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
         )
@@ -245,6 +269,10 @@ class Runs:
         data.set_state(restored["data"])
         logging.getLogger(__name__).warning("goes on from step %d in %s", step, self.workdir)
         return restored["state"]
+
+    def preempted(self, step: int) -> bool:
+        """Whether a host of several is about to be taken away; all of them learn it at the same step."""
+        return jax.process_count() > 1 and self.manager.reached_preemption(step)
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""

@@ -14,6 +14,7 @@ Pictures and latents add y, x for rows and columns where h is taken by heads.
 """
 
 import dataclasses
+import itertools
 import typing
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ class Backbone:
     patch: int = 2
     table: int = 384  # side of the position table
     base: int = 64  # table rows that one unit-scale picture spans
+    kernel: str = "auto"  # of attention, by device: auto | splash (TPU) | cudnn (NVIDIA) | xla
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Video:
     temporal: str = "full"  # full | factorized | none
     heads: int = 12
     null: str = "zeros"  # absent conditions: zeros | drop
+    scheme: str = "auto"  # attention over frames on several devices: auto | heads | ring
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def toy() -> Model:
     """
     return Model(
         backbone=Backbone(
-            width=192, heads=6, blocks=4, dual=1, text_width=32, pooled_width=32,
+            width=128, heads=4, blocks=3, dual=1, text_width=32, pooled_width=32,
             channels=48, patch=2, table=24, base=480,
         ),
         video=Video(heads=4),
@@ -108,14 +111,20 @@ class Optimizer:
     warmup: int = 100
     average: float = 0.995
     accumulate: int = 1  # gradient accumulation, micro-batches per step
+    moment: str = "float32"  # of AdamW's first moment: float32 | bfloat16
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the curriculum. `past` tells whether past frames are real or zeros."""
+    """One stage of the curriculum.
+
+    `past` tells whether past frames are real or zeros; `self_driven`, whether the driver is the
+    target person, whose kept regions can be copied, so that a toy model soon finds the driver.
+    """
 
     steps: int = 1000
     past: bool = False
+    self_driven: bool = False
     rate: float = 1e-3  # peak learning rate
     final_rate: float = 1e-4  # reached by a cosine at the end of the stage
 
@@ -124,6 +133,7 @@ class Stage:
 class Flow:
     """Training times: s is logit-normal, then shifted towards noise."""
 
+    focus: float = 0.0  # added weight of the loss where the driver is seen: eyes, nose, mouth
     mean: float = 0.0
     std: float = 1.0
     shift: float = 3.0
@@ -158,7 +168,11 @@ class Config:
     flow: Flow = field(default_factory=Flow)
     sampling: Sampling = field(default_factory=Sampling)
     mesh: Mesh = field(default_factory=Mesh)
+    topology: str = ""  # TPU slice that this is for, such as v4:2x2x4; empty means any devices
     dtype: str = "bfloat16"  # of activations; parameters are float32
+    remat: str = "none"  # what the backward pass finds kept: none (all) | full (nothing) |
+    # attention (its outputs) | offload (the same, in host memory)
+    backbone: str = ""  # folder of converted SD3.5 weights to start from; empty means random
     prompt: str = ""  # file of an encoded prompt; empty means zeros
     seed: int = 0
     log_every: int = 10
@@ -166,12 +180,46 @@ class Config:
     evaluate: int = 8  # clips scored at the end of training
 
 
+def full_size(name: str, topology: str, batch: int, mesh: Mesh, **changes) -> Config:
+    """The paper's training at 512x512: 16 frames after 4 past ones, real past in the last 10 000 steps.
+
+    `weights` and `prompts` are folders that `python -m convert all SRC weights` and
+    `python -m convert prompt weights prompts` make. `changes` are fields of Config.
+    """
+    return Config(
+        name=name,
+        topology=topology,
+        model=dataclasses.replace(sd35m(), codec=Codec(weights="weights/vae")),
+        data=Data(source="videos", path="videos", size=512, frames=16, past=4, batch=batch, threads=16),
+        mesh=mesh,
+        stages=(
+            Stage(steps=40_000, rate=5e-5, final_rate=2e-5),
+            Stage(steps=10_000, past=True, rate=2e-5, final_rate=1e-6),
+        ),
+        optimizer=Optimizer(warmup=1000, average=0.9999),
+        backbone="weights/backbone",
+        prompt="prompts/prompt.safetensors",
+        save_every=1000,
+        evaluate=0,
+        **changes,
+    )
+
+
+def stage_ends(config: Config) -> tuple[int, ...]:
+    """The step at which each stage ends."""
+    return tuple(itertools.accumulate(stage.steps for stage in config.stages))
+
+
 CHOICES = {
+    "model.backbone.kernel": ("auto", "splash", "cudnn", "xla"),
     "model.video.temporal": ("full", "factorized", "none"),
+    "model.video.scheme": ("auto", "heads", "ring"),
     "model.video.null": ("zeros", "drop"),
     "model.codec.kind": ("pixels", "sd3"),
     "model.predict": ("velocity", "clean"),
     "data.source": ("toy", "videos"),
+    "optimizer.moment": ("float32", "bfloat16"),
+    "remat": ("none", "full", "attention", "offload"),
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -247,8 +295,22 @@ def check(config: Config) -> None:
             f"optimizer.accumulate={config.optimizer.accumulate} must divide data.batch={d.batch}",
         ),
         (
-            config.mesh.context < 1 or d.frames % config.mesh.context == 0,
-            f"mesh.context={config.mesh.context} must divide data.frames={d.frames}",
+            config.mesh.context < 1 or d.frames % config.mesh.context == d.past % config.mesh.context == 0,
+            f"mesh.context={config.mesh.context} must divide data.frames={d.frames} and "
+            f"data.past={d.past}",
+        ),
+        (
+            v.temporal != "factorized" or (d.size // stride) ** 2 % max(config.mesh.context, 1) == 0,
+            f"mesh.context={config.mesh.context} must divide the {(d.size // stride) ** 2} tokens of a "
+            "frame, or video.temporal be full",
+        ),
+        (
+            v.scheme != "heads" or v.heads % max(config.mesh.context, 1) == 0,
+            f"mesh.context={config.mesh.context} must divide video.heads={v.heads}, or video.scheme be ring",
+        ),
+        (
+            v.scheme != "ring" or v.temporal != "factorized",
+            "video.scheme=ring is for video.temporal=full",
         ),
         (len(config.stages) > 0, "stages must name at least one stage"),
         (

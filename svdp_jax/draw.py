@@ -18,7 +18,7 @@ from svdp_jax.diffusion import flow
 from svdp_jax.diffusion.sampler import euler
 from svdp_jax.errors import UserError
 from svdp_jax.models.mmdit import MMDiT
-from svdp_jax.models.vae import Autoencoder
+from svdp_jax.models.vae import Autoencoder, to_uint8
 
 SHIFT = 3.0
 
@@ -76,8 +76,7 @@ def latents(
 
 def picture(codec: Autoencoder, z: jax.Array) -> jax.Array:
     """Latents b y x c to pictures b y x 3 of whole numbers, 0 to 255."""
-    images = codec.decode(z.astype(codec.decoder.conv_in.kernel.dtype))
-    return jnp.round((images.astype(jnp.float32) / 2 + 0.5).clip(0, 1) * 255).astype(jnp.uint8)
+    return to_uint8(codec.decode(z.astype(codec.decoder.conv_in.kernel.dtype)))
 
 
 def read_prompts(options: argparse.Namespace) -> tuple:

@@ -25,9 +25,8 @@ from svdp_jax.data.records import to_uint8
 from svdp_jax.errors import say_errors
 
 UNSEEN = 1 << 20  # seed of people and motions for scoring only
-SEGMENTS = 4  # of each clip
+FRAMES = 4  # of each clip: motion drifts slowly, so more clips tell more than longer ones
 BOARD_FRAMES = 4  # of each clip on the contact sheet
-
 
 
 class Clips(NamedTuple):
@@ -42,7 +41,7 @@ class Clips(NamedTuple):
 
 def unseen_clips(data: configs.Data, count: int) -> Clips:
     keys = jax.random.split(jax.random.key(UNSEEN), count)
-    drawn = jax.jit(jax.vmap(lambda key: toy.triple(key, SEGMENTS * data.frames, 0, data.size)))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: toy.triple(key, FRAMES, 0, data.size)))(keys)
     pictures = (to_uint8(drawn[name]) for name in ("source", "driving", "target"))
     return Clips(*pictures, drawn["identity"], drawn["motion"])
 

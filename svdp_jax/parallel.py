@@ -1,16 +1,27 @@
-"""The device mesh, the table from logical dimensions to its axes, and attention.
+"""The device mesh, the table from logical dimensions to its axes, and attention on it.
 
 Sharding is named per dimension: PARAMETERS gives every parameter the names of
 its dimensions, AXES gives every name its mesh axes. A parameter that no row
 matches, or a dimension that does not divide, is an error.
+
+Clips lie on `data` and `fsdp`, their frames on `context`. So attention within a
+frame needs no communication; attention through time exchanges frames for heads
+(Ulysses, Jacobs et al. 2023, arXiv 2309.14509), or passes keys and values around
+a ring (Liu et al. 2023, arXiv 2310.01889) where the heads do not divide.
 """
 
+import os
 import re
+from functools import partial
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import NamedSharding, PartitionSpec
 
 from svdp_jax import config as configs
@@ -30,15 +41,66 @@ PARAMETERS = (
     (rf"({STACK})\..*\.?kernel", ("layers", "in", "out")),
     (rf"({STACK})\..*\.?(bias|scale)", ("layers", "out")),
     (r".*\.?kernel", ("in", "out")),
-    (r".*\.?bias", ("out",)),
+    (r".*\.?(bias|scale)", ("out",)),
     (r".*pos_embed\.pos_embed", ("rows", "out", "out")),
 )
 
 
-def make_mesh(config: configs.Mesh) -> jax.sharding.Mesh:
-    """The mesh of all devices. Raises UserError where they do not fill it."""
+def start() -> None:
+    """Joins the processes of a run on several hosts: a TPU slice knows them by itself; elsewhere
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell."""
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        count, index = (int(os.environ[f"JAX_{x}"]) for x in ("NUM_PROCESSES", "PROCESS_ID"))
+        jax.distributed.initialize(num_processes=count, process_id=index)
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def batch_dimensions(name: str) -> tuple[str, ...]:
+    """The names of the leading dimensions of a part of a training batch."""
+    return ("batch",) if name == "source" else ("batch", "frames")
+
+
+def own_rows(mesh: jax.sharding.Mesh, count: int) -> list[int]:
+    """Which of `count` examples of a batch lie, wholly or in part, on this process's devices."""
+    places = sharding(mesh, "batch").addressable_devices_indices_map((count,))
+    return sorted({row for (rows,) in places.values() for row in range(count)[rows]})
+
+
+def global_batch(batch: dict, mesh: jax.sharding.Mesh, count: int) -> dict:
+    """This process's rows of every part, as arrays of the whole batch of `count` examples."""
+    rows = {row: index for index, row in enumerate(own_rows(mesh, count))}
+
+    def place(name, part):
+        def piece(where):
+            return part[[rows[row] for row in range(count)[where[0]]], *where[1:]]
+
+        layout = sharding(mesh, *batch_dimensions(name))
+        return jax.make_array_from_callback((count, *part.shape[1:]), layout, piece)
+
+    return {name: place(name, part) for name, part in batch.items()}
+
+
+def need(topology: str) -> None:
+    """Raises UserError where a slice such as v4:2x2x4 is asked for and these devices are another."""
+    if not topology:
+        return
+    generation, _, shape = topology.partition(":")
+    count = int(np.prod([int(side) for side in shape.split("x")]))
+    here = jax.devices()
+    if here[0].platform != "tpu" or len(here) != count:
+        raise UserError(
+            f"this config is for {count} chips of TPU {generation} ({topology}), and here are {len(here)} of "
+            f"{here[0].device_kind}; run it on such a slice, set config.topology= and config.mesh for these "
+            "devices, or see what it needs with `python -m svdp_jax.plan`."
+        )
+
+
+def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
+    """The mesh of all devices, or of these. Raises UserError where they do not fill it."""
+    devices = jax.devices() if devices is None else devices
     shape = {"data": config.data, "fsdp": config.fsdp, "context": config.context}
-    count = jax.device_count()
+    count = len(devices)
     free = [axis for axis, size in shape.items() if size == -1]
     taken = int(np.prod([size for size in shape.values() if size != -1]))
     if len(free) > 1 or count % taken or (not free and taken != count):
@@ -48,12 +110,13 @@ def make_mesh(config: configs.Mesh) -> jax.sharding.Mesh:
             f"the product is {count} (one axis may be -1)."
         )
     shape |= {axis: count // taken for axis in free}
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    auto = (jax.sharding.AxisType.Auto,) * len(shape)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), auto, devices=devices)
 
 
 def sharding(mesh: jax.sharding.Mesh, *dimensions: str | None) -> NamedSharding:
     """The sharding of an array whose leading dimensions have these names."""
-    return NamedSharding(mesh, PartitionSpec(*(AXES[d] if d else None for d in dimensions)))
+    return NamedSharding(mesh, spec(*dimensions))
 
 
 def parameter_shardings(state, mesh: jax.sharding.Mesh):
@@ -62,16 +125,45 @@ def parameter_shardings(state, mesh: jax.sharding.Mesh):
     Scalars are whole everywhere. Raises ValueError where a parameter has no row.
     """
 
-    def lookup(path, leaf):
-        if leaf.ndim == 0:
-            return sharding(mesh)
-        name = parameter_name(path)
-        rows = [dimensions for pattern, dimensions in PARAMETERS if re.fullmatch(pattern, name)]
-        if not rows or len(rows[0]) != leaf.ndim:
-            raise ValueError(f"no row of PARAMETERS fits {name} {leaf.shape}")
-        return sharding(mesh, *rows[0])
+    place = lambda path, leaf: sharding(mesh, *parameter_dimensions(path, leaf))
+    return jax.tree_util.tree_map_with_path(place, state)
 
-    return jax.tree_util.tree_map_with_path(lookup, state)
+
+def parameter_dimensions(path: tuple, leaf) -> tuple[str, ...]:
+    if leaf.ndim == 0:
+        return ()
+    name = parameter_name(path)
+    rows = [dimensions for pattern, dimensions in PARAMETERS if re.fullmatch(pattern, name)]
+    if not rows or len(rows[0]) != leaf.ndim:
+        raise ValueError(f"no row of PARAMETERS fits {name} {leaf.shape}")
+    return rows[0]
+
+
+def gathered(state):
+    """Parameters whole on every device, as a layer is about to use them; stacks stay as they lie.
+
+    The gradient goes back to where its parameter lies. Left to itself the compiler may
+    spread the activations as the parameters are, instead.
+    """
+    if not many():
+        return state
+
+    def gather(path, leaf):
+        dimensions = parameter_dimensions(path, leaf)
+        return leaf if "layers" in dimensions else whole(leaf, spec(*dimensions))
+
+    return jax.tree_util.tree_map_with_path(gather, state)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def whole(x: jax.Array, place: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+whole.defvjp(
+    lambda x, place: (whole(x, place), None),
+    lambda place, _, g: (jax.lax.with_sharding_constraint(g, place),),
+)
 
 
 def parameter_name(path: tuple) -> str:
@@ -80,15 +172,185 @@ def parameter_name(path: tuple) -> str:
     return ".".join(keys)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax attention, every query over every key. All are b l h k; so is the result.
+def many() -> jax.sharding.AbstractMesh | None:
+    """The mesh that this computation is spread over, if it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
 
-    Heads come first in memory, which XLA on a CPU runs twice as fast at 1357 tokens as
-    `jax.nn.dot_product_attention`; scores are float32 in any dtype.
+
+def constrain(arrays, *dimensions: str | None):
+    """Asks the compiler to lay out a tree of arrays by their leading dimensions, where there is a mesh."""
+    if not many():
+        return arrays
+    return jax.lax.with_sharding_constraint(arrays, spec(*dimensions))
+
+
+def per_device(function: Callable, constants, batch: dict) -> dict:
+    """`function(constants, batch)` on every device's part of a batch, with the constants whole everywhere."""
+    if not many():
+        return function(constants, batch)
+    places = {name: spec(*batch_dimensions(name)) for name in batch}
+    run = jax.shard_map(function, in_specs=(PartitionSpec(), places), out_specs=places, check_vma=False)
+    return run(constants, batch)
+
+
+def spec(*dimensions: str | None) -> PartitionSpec:
+    return PartitionSpec(*(AXES[d] if d else None for d in dimensions))
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, kernel: str = "auto") -> jax.Array:
+    """Softmax attention, every query over every key of its sequence.
+
+    All are ... l h k, with leading dimensions b or b f; so is the result. `kernel` is a name
+    in KERNELS, or auto: the one made for the devices of the mesh.
     """
-    q, k, v = (rearrange(x, "b l h k -> b h l k") for x in (q, k, v))
-    scores = jnp.einsum(
-        "bhlk,bhmk->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
+    local = partial(local_attention, kernel=kernel)
+    if not many():
+        return local(q, k, v)
+    place = spec(*("batch", "frames")[: q.ndim - 3])
+    return jax.shard_map(local, in_specs=place, out_specs=place, check_vma=False)(q, k, v)
+
+
+def video_attention(q: list, k: list, v: list, mode: str, scheme: str, kernel: str) -> list:
+    """Softmax attention through time.
+
+    q, k and v hold groups of frames, b f n h k each, that attend as one; so does the result.
+    mode: full (every token over all tokens of all frames) or factorized (over the same place
+    in other frames). scheme: how frames on several devices meet, `heads` (all-to-all) or
+    `ring` (full mode only), or auto: heads where they divide.
+    """
+    counts = np.cumsum([x.shape[1] for x in q])[:-1]
+    mesh = many()
+    context = mesh.shape["context"] if mesh else 1
+    run = partial(across_frames, mode=mode, scheme=scheme, kernel=kernel, context=context)
+
+    def local(*groups):
+        joined = (jnp.concatenate(x, 1) for x in groups)
+        return jnp.split(run(*joined), counts // context, 1)
+
+    if not mesh:
+        return local(q, k, v)
+    place = spec("batch", "frames")
+    return jax.shard_map(local, in_specs=place, out_specs=place, check_vma=False)(q, k, v)
+
+
+def across_frames(q, k, v, mode: str, scheme: str, kernel: str, context: int) -> jax.Array:
+    """Attention through time of one device's frames, b f n h k, with those of `context` devices."""
+    split = HEADS if mode == "full" else TOKENS
+    if scheme == "ring" or (scheme == "auto" and mode == "full" and q.shape[HEADS] % context):
+        return ring_attention(q, k, v, context)
+    exchange = partial(jax.lax.all_to_all, axis_name="context", tiled=True)
+    if context > 1:
+        q, k, v = (exchange(x, split_axis=split, concat_axis=FRAMES) for x in (q, k, v))
+    f, n = q.shape[FRAMES], q.shape[TOKENS]
+    q, k, v = (rearrange(x, ARRANGE[mode]) for x in (q, k, v))
+    out = local_attention(q, k, v, kernel)
+    before, after = ARRANGE[mode].split(" -> ")
+    out = rearrange(out, f"{after} -> {before}", f=f, n=n)
+    return exchange(out, split_axis=FRAMES, concat_axis=split) if context > 1 else out
+
+
+FRAMES, TOKENS, HEADS = 1, 2, 3
+# What attends to what: a mode is an arrangement into sequences.
+ARRANGE = {"full": "b f n h k -> b (f n) h k", "factorized": "b f n h k -> (b n) f h k"}
+
+
+def ring_attention(q, k, v, context: int) -> jax.Array:
+    """Full attention of b f n h k: keys and values visit every device, softmax is summed up as they pass."""
+    shape = q.shape
+    q, k, v = (rearrange(x, "b f n h k -> b h (f n) k") for x in (q, k, v))
+    q = q * shape[-1] ** -0.5
+    ring = [(i, (i + 1) % context) for i in range(context)]
+
+    @jax.checkpoint  # scores of one device's keys at a time, in the backward pass too
+    def visit(carry, _):
+        (k, v), largest, total, out = carry
+        scores = jnp.einsum("bhlk,bhmk->bhlm", q, k, preferred_element_type=jnp.float32)
+        new = jnp.maximum(largest, scores.max(-1))
+        weights = jnp.exp(scores - new[..., None])
+        kept = jnp.exp(largest - new)
+        total = total * kept + weights.sum(-1)
+        seen = jnp.einsum("bhlm,bhmk->bhlk", weights.astype(v.dtype), v)
+        out = out * kept[..., None] + seen.astype(jnp.float32)
+        return (jax.lax.ppermute((k, v), "context", ring), new, total, out), None
+
+    lowest = jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
+    start = ((k, v), lowest, jnp.zeros_like(lowest), jnp.zeros(q.shape, jnp.float32))
+    (_, _, total, out), _ = jax.lax.scan(visit, start, length=context)
+    out = (out / total[..., None]).astype(v.dtype)
+    return rearrange(out, "b h (f n) k -> b f n h k", f=shape[1])
+
+
+def local_attention(q: jax.Array, k: jax.Array, v: jax.Array, kernel: str) -> jax.Array:
+    """Attention on one device, ... l h k. The result is named, for policies of what to keep."""
+    merged = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+    out = KERNELS[best_kernel(q) if kernel == "auto" else kernel](*merged)
+    return checkpoint_name(out.reshape(q.shape), "attention")
+
+
+def best_kernel(q: jax.Array) -> str:
+    """The kernel for the devices of the mesh, or of this process where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+    if platform == "tpu":
+        return "splash"
+    if platform in ("gpu", "cuda") and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0:
+        return "cudnn"
+    return "xla"
+
+
+CACHED = 1 << 24  # scores; more than these no longer lie in a CPU's cache
+
+
+def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Scores at once, in float32. Heads come first in memory, and one after the other where
+    there are many scores: on a CPU twice as fast as `jax.nn.dot_product_attention`."""
+
+    def heads(q, k, v):  # b ... l k
+        scores = jnp.einsum("b...lk,b...mk->b...lm", q, k, preferred_element_type=jnp.float32)
+        return jnp.einsum("b...lm,b...mk->b...lk", jax.nn.softmax(scores, -1).astype(v.dtype), v)
+
+    q, k, v = (rearrange(x, "b l h k -> b h l k") for x in (q * q.shape[-1] ** -0.5, k, v))
+    if q.size // q.shape[-1] * k.shape[2] <= CACHED:
+        out = heads(q, k, v)
+    else:
+        q, k, v = (rearrange(x, "b h l k -> h b l k") for x in (q, k, v))
+        out = rearrange(jax.lax.map(lambda qkv: heads(*qkv), (q, k, v)), "h b l k -> b h l k")
+    return rearrange(out, "b h l k -> b l h k")
+
+
+LANES = 128  # of a TPU: sequences are padded to whole ones
+
+
+def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The Pallas kernel for TPUs that ships with JAX. Segment ids keep the padding apart."""
+    length, h = q.shape[1:3]
+    padded = -(-length // LANES) * LANES
+    q, k, v = (
+        jnp.pad(rearrange(x, "b l h k -> b h l k"), ((0, 0), (0, 0), (0, padded - length), (0, 0)))
+        for x in (q * q.shape[-1] ** -0.5, k, v)
     )
-    weights = jax.nn.softmax(scores, -1).astype(v.dtype)
-    return rearrange(jnp.einsum("bhlm,bhmk->bhlk", weights, v), "b h l k -> b l h k")
+    mask = splash_mask.MultiHeadMask([splash_mask.FullMask((padded, padded))] * h)
+    kernel = splash_kernel.make_splash_mha_single_device(mask, block_sizes=splash_blocks(padded))
+    segments = (jnp.arange(padded) >= length).astype(jnp.int32)
+    ids = None if padded == length else splash_kernel.SegmentIds(segments, segments)
+    out = jax.vmap(lambda q, k, v: kernel(q, k, v, ids))(q, k, v)
+    return rearrange(out[:, :, :length], "b h l k -> b l h k")
+
+
+def splash_blocks(length: int) -> splash_kernel.BlockSizes:
+    """Tiles for a padded length: the largest that divide it and fit a core's fast memory."""
+    largest = lambda limit: max(b for b in range(LANES, limit + 1, LANES) if length % b == 0)
+    q, kv, compute = largest(1024), largest(2048), largest(512)
+    return splash_kernel.BlockSizes(
+        block_q=q, block_kv=kv, block_kv_compute=compute,
+        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=compute,
+        block_q_dq=q, block_kv_dq=kv,
+    )
+
+
+KERNELS = {
+    "splash": splash_attention,
+    "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "xla": xla_attention,
+}

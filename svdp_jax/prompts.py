@@ -18,6 +18,7 @@ PORTRAIT = "a portrait of a person, head and shoulders, looking at the camera"
 CLIPS = (("text_encoder", "tokenizer", 77), ("text_encoder_2", "tokenizer_2", 77))
 STACKS = ("layers", "block")  # of CLIP and of T5
 T5 = ("text_encoder_3", "tokenizer_3", 256)
+LENGTH = CLIPS[0][2] + T5[2]  # text tokens of a prompt: both CLIPs side by side, then T5
 
 
 def encode(

@@ -8,6 +8,7 @@ Started again with the same folder, a run goes on where it was.
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from einops import pack, rearrange, reduce, unpack
 from flax import nnx
 from ml_collections import config_flags
 from tensorboardX import SummaryWriter
@@ -28,10 +30,11 @@ from tqdm import tqdm
 
 from svdp_jax import checkpoint, config as configs, evaluate, parallel
 from svdp_jax.animate import prompt_of
-from svdp_jax.data import records
+from svdp_jax.data import face, records
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.models.svdp import SVDP
+from svdp_jax.models.vae import each_frame, from_uint8
 
 
 class State(NamedTuple):
@@ -50,26 +53,26 @@ def rate(config: configs.Config) -> optax.Schedule:
         optax.cosine_decay_schedule(stage.rate, stage.steps, stage.final_rate / stage.rate)
         for stage in config.stages
     ]
-    staged = optax.join_schedules(pieces, stage_ends(config)[:-1])
+    staged = optax.join_schedules(pieces, configs.stage_ends(config)[:-1])
     warmup = optax.linear_schedule(1 / config.optimizer.warmup, 1, config.optimizer.warmup - 1)
     return lambda step: staged(step) * warmup(step)
 
 
-def stage_ends(config: configs.Config) -> list[int]:
-    return np.cumsum([stage.steps for stage in config.stages]).tolist()
-
-
 def make_optimizer(config: configs.Config) -> optax.GradientTransformation:
     o = config.optimizer
-    matrices = lambda weights: jax.tree.map(lambda w: w.ndim > 1, weights)
-    return optax.chain(
-        optax.clip_by_global_norm(o.clip),
-        optax.adamw(rate(config), o.beta1, o.beta2, weight_decay=o.weight_decay, mask=matrices),
+    named = lambda path, _: parallel.parameter_name(path).endswith("kernel")
+    kernels = lambda weights: jax.tree_util.tree_map_with_path(named, weights)
+    adamw = optax.adamw(
+        rate(config), o.beta1, o.beta2, weight_decay=o.weight_decay, mask=kernels, mu_dtype=o.moment
     )
+    return optax.chain(optax.clip_by_global_norm(o.clip), adamw)
 
 
-def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
-    """A fresh state, made in place on the mesh. The optimizer's moments lie as their weights do."""
+def state_maker(config: configs.Config, mesh: jax.sharding.Mesh):
+    """The network's graph, and a function from a random key to a fresh State, jitted for the mesh.
+
+    The optimizer's moments lie as their weights do.
+    """
     graph = nnx.graphdef(nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0))))
 
     def make(key):
@@ -78,51 +81,115 @@ def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.
         optimizer = make_optimizer(config).init(weights)
         return State(jnp.zeros((), jnp.int32), weights, average, constants, optimizer)
 
-    key = jax.random.key(config.seed)
-    shardings = parallel.parameter_shardings(jax.eval_shape(make, key), mesh)
-    return graph, jax.jit(make, out_shardings=shardings)(key)
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return graph, jax.jit(make, out_shardings=parallel.parameter_shardings(shapes, mesh))
+
+
+def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
+    """A fresh state on the mesh, with the backbone of the folder that the config names."""
+    graph, make = state_maker(config, mesh)
+    state = make(jax.random.key(config.seed))
+    if config.backbone:
+        image = checkpoint.load_parts(
+            Path(config.backbone), state.weights["image"], state.constants["image"]
+        )
+        for part, loaded in zip((state.weights, state.constants), image):
+            part["image"] = loaded
+        state = state._replace(average=jax.tree.map(jnp.copy, state.weights))
+    return graph, state
+
+
+def seen(driving: jax.Array, factor: int, dtype) -> jax.Array:
+    """How much of each latent's place the driver (b f y x 3, uint8) shows: b f y x 1."""
+    shown = (driving != face.GREY).any(-1, keepdims=True).astype(dtype)
+    return reduce(shown, "b f (y i) (x j) c -> b f y x c", "mean", i=factor, j=factor)
 
 
 def loss(model, batch: dict, key: jax.Array, config: configs.Config, real_past) -> jax.Array:
-    """Mean flow-matching loss of a batch of latents; `real_past` is 0 where past frames are zeros."""
+    """Mean flow-matching loss of a batch of latents; `real_past` is 0 where past frames are zeros.
+
+    batch: conditions and target as latents, text, pooled, and `seen` (b f y x 1).
+    """
     keys = jax.random.split(key, 3)
     x0 = batch["target"]  # b f y x c
     noise = jax.random.normal(keys[0], x0.shape, x0.dtype)
     s = flow.sample_times(keys[1], len(x0), config.flow)
     conditions = {name: batch[name] for name in guidance.CONDITIONS}
     conditions["past"] *= real_past
-    predict = lambda kept: model(flow.noised(x0, noise, s), s, batch["text"], batch["pooled"], **kept)
+    x, text, pooled = flow.noised(x0, noise, s), batch["text"], batch["pooled"]
+    predict = lambda kept: model(x, s, text, pooled, policy=config.remat, **kept)
     prediction = guidance.with_dropout(
         predict, conditions, keys[2], config.flow.dropout, config.model.video.null
     )
-    return flow.loss(prediction, x0, noise, s, config.model.predict).mean()
+    weight = 1 + config.flow.focus * batch["seen"]
+    return flow.loss(prediction, x0, noise, s, config.model.predict, weight).mean()
 
 
-def make_update(config: configs.Config, graph: nnx.GraphDef, codec, prompt):
-    """The step: (state, batch of uint8 pictures) to (state, metrics), jitted, donating the state."""
-    optimizer, o = make_optimizer(config), config.optimizer
+class Frozen(NamedTuple):
+    """What training reads and never changes: the codec's weights, and the prompt (t w), (w,)."""
+
+    codec: nnx.State
+    prompt: tuple[jax.Array, jax.Array]
+
+
+def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:
+    """The codec's graph, and what is frozen, whole on every device."""
+    graph, weights = nnx.split(checkpoint.load_codec(config.model.codec))
+    return graph, jax.device_put(Frozen(weights, prompt_of(config)), parallel.sharding(mesh))
+
+
+def encode(codec, batch: dict, dtype) -> dict:
+    """Parts of uint8 pictures (b ... y x 3) as latents. The codec's weights are cast to dtype."""
+    graph, weights = nnx.split(codec)
+    weights = jax.tree.map(lambda w: w.astype(dtype), weights)
+
+    def local(weights, batch):
+        run = lambda frame: nnx.merge(graph, weights).encode(from_uint8(frame, dtype))
+        frames, shapes = pack(list(batch.values()), "* y x c")
+        return dict(zip(batch, unpack(each_frame(run, frames, codec.at_once), shapes, "* y x c")))
+
+    return parallel.per_device(local, weights, batch)
+
+
+def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
+    """The loss of a batch of uint8 pictures, computed in the config's dtype.
+
+    Takes weights, constants, frozen, batch, key, and 1 or 0 for past frames that are real or zeros.
+    """
     dtype = jnp.dtype(config.dtype)
-    real_past = jnp.array([stage.past for stage in config.stages], dtype)
-    ends = jnp.array(stage_ends(config))
 
-    def batch_loss(weights, constants, batch, key, past_on):
+    def batch_loss(weights, constants, frozen, batch, key, real_past):
         weights, constants = jax.tree.map(lambda w: w.astype(dtype), (weights, constants))
-        latents = {k: codec.encode(x.astype(dtype) / 127.5 - 1) for k, x in batch.items()}
+        latents = encode(nnx.merge(codec_graph, frozen.codec), batch, dtype)
         b = len(latents["target"])
-        text, pooled = (jnp.broadcast_to(x.astype(dtype), (b, *x.shape)) for x in prompt)
-        model = nnx.merge(graph, weights, constants)
-        return loss(model, latents | {"text": text, "pooled": pooled}, key, config, past_on)
+        text, pooled = (jnp.broadcast_to(x.astype(dtype), (b, *x.shape)) for x in frozen.prompt)
+        model = nnx.merge(graph, parallel.gathered(weights), constants)
+        shown = seen(batch["driving"], config.model.codec.factor, dtype)
+        parts = latents | {"text": text, "pooled": pooled, "seen": shown}
+        return loss(model, parts, key, config, real_past)
+
+    return batch_loss
+
+
+def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
+    """The step: (state, frozen, batch of uint8 pictures) to (state, metrics), jitted, donating the state."""
+    optimizer, o = make_optimizer(config), config.optimizer
+    gradient = jax.value_and_grad(make_loss(config, graph, codec_graph))
+    real_past = np.array([stage.past for stage in config.stages], np.float32)
+    ends = np.array(configs.stage_ends(config))
 
     @partial(jax.jit, donate_argnums=0)
-    def update(state: State, batch: dict):
+    def update(state: State, frozen: Frozen, batch: dict):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        past_on = real_past[jnp.searchsorted(ends, state.step, side="right")]
+        stage = jnp.searchsorted(ends, state.step, side="right")
+        past_on = jnp.asarray(real_past)[stage].astype(config.dtype)
 
         def accumulate(total, micro):
-            value = jax.value_and_grad(batch_loss)(state.weights, state.constants, *micro, past_on)
+            value = gradient(state.weights, state.constants, frozen, *micro, past_on)
             return jax.tree.map(lambda t, v: t + v / o.accumulate, total, value), None
 
-        micros = jax.tree.map(lambda x: x.reshape(o.accumulate, -1, *x.shape[1:]), batch)
+        # Every device has its share of every micro-batch.
+        micros = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=o.accumulate), batch)
         zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.weights)
         keys = jax.random.split(key, o.accumulate)
         (value, gradients), _ = jax.lax.scan(accumulate, zeros, (micros, keys))
@@ -143,11 +210,15 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec, prompt):
 
 
 class Log:
-    """Metrics as JSON lines and TensorBoard, averaged over the steps since the last line."""
+    """Metrics as JSON lines and TensorBoard, averaged over the steps since the last line.
+
+    One process writes; on the others there is nothing to be seen.
+    """
 
     def __init__(self, folder: Path):
-        self.lines = open(folder / "metrics.jsonl", "a")
-        self.board = SummaryWriter(str(folder / "tensorboard"))
+        first = jax.process_index() == 0
+        self.lines = open(folder / "metrics.jsonl" if first else os.devnull, "a")
+        self.board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=first)
         self.pending, self.start = [], time.monotonic()
 
     def add(self, metrics: dict) -> None:
@@ -167,32 +238,41 @@ class Log:
 
 def train(config: configs.Config, workdir: Path) -> None:
     """Runs or resumes a training, to the finished model in `workdir/model`."""
+    parallel.start()
+    parallel.need(config.topology)
     mesh = parallel.make_mesh(config.mesh)
-    codec = checkpoint.load_codec(config.model.codec)
-    prompt = prompt_of(config)
-    data = iter(records.batches(config, workdir / "clips"))
+    with jax.set_mesh(mesh):
+        run(config, workdir, mesh)
+
+
+def run(config: configs.Config, workdir: Path, mesh: jax.sharding.Mesh) -> None:
+    codec_graph, frozen = load_frozen(config, mesh)
+    rows = parallel.own_rows(mesh, config.data.batch)
+    data = iter(records.batches(config, workdir / "clips", rows))
     workdir.mkdir(parents=True, exist_ok=True)
     graph, state = initial_state(config, mesh)
     runs = checkpoint.Runs(workdir, config)
     state = runs.resume(state, data)
-    update = make_update(config, graph, codec, prompt)
+    update = make_update(config, graph, codec_graph)
     size = sum(w.size for w in jax.tree.leaves(state.weights))
     logging.info("%s: %.2f M parameters on %s, in %s", config.name, size / 1e6, mesh.shape, workdir)
 
     stop = stop_signal()
     log = Log(workdir)
-    total = stage_ends(config)[-1]
-    bar = tqdm(initial=int(state.step), total=total, desc=config.name, unit="step")
+    total = configs.stage_ends(config)[-1]
+    first = jax.process_index() == 0
+    bar = tqdm(initial=int(state.step), total=total, desc=config.name, unit="step", disable=not first)
     for step in range(int(state.step) + 1, total + 1):
-        batch = jax.device_put(next(data), parallel.sharding(mesh, "batch"))
-        state, metrics = update(state, batch)
+        batch = parallel.global_batch(next(data), mesh, config.data.batch)
+        state, metrics = update(state, frozen, batch)
         log.add(metrics)
         if step % config.log_every == 0 or step == total:
             bar.set_postfix(loss=f"{log.write(step)['loss']:.4f}", refresh=False)
         bar.update()
-        if step % config.save_every == 0 or step == total or stop.is_set():
+        stopping = stop.is_set() or runs.preempted(step)
+        if step % config.save_every == 0 or step == total or stopping:
             runs.save(state, data)
-        if stop.is_set():
+        if stopping:
             runs.close()
             logging.warning("Stopped at step %d, saved; the same command goes on from there.", step)
             sys.exit(0)
@@ -208,29 +288,30 @@ def stop_signal() -> threading.Event:
     return event
 
 
-def parse(arguments: list[str]) -> tuple[configs.Config, Path]:
-    """The config and the work folder. Raises UserError for what is neither flag nor field."""
-    values = flags.FlagValues()
-    define = {"flag_values": values}
-    flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default.", **define)
-    config_flags.DEFINE_config_file("config", sys_argv=arguments, **define)
+def parse(arguments: list[str], values: flags.FlagValues) -> configs.Config:
+    """The config, beside the flags already defined. Raises UserError for what is neither."""
+    config_flags.DEFINE_config_file("config", sys_argv=arguments, flag_values=values)
     try:
         values(arguments)
         if values.config is None:
             raise UserError("name a config, such as --config configs/toy_cpu.py.")
-        config = configs.from_flags(values.config)
+        return configs.from_flags(values.config)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         reason = " ".join(str(error.args[-1]).split())
         raise UserError(f"cannot use these flags: {reason}") from None
-    return config, Path(values.workdir or f"runs/{config.name}")
 
 
 def main(arguments: list[str]) -> None:
     if "--help" in arguments:
         print(__doc__)
         return
-    config, workdir = parse(arguments)
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default.", flag_values=values)
+    config = parse(arguments, values)
+    workdir = Path(values.workdir or f"runs/{config.name}")
     train(config, workdir)
+    if jax.process_index() > 0:
+        return
     if config.data.source == "toy" and config.evaluate:
         animator = evaluate.Animator.load(workdir)
         print(evaluate.table(evaluate.evaluate(animator, config.evaluate, workdir / "results")))

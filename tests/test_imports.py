@@ -11,7 +11,7 @@ ROWS = (
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
     ("data.video", "data.face", "data.toy", "data.records"),
     ("prompts", "checkpoint"),
-    ("draw", "animate", "evaluate", "train"),
+    ("draw", "animate", "evaluate", "train", "plan"),
 )
 ORDER = [module for row in ROWS for module in row]
 

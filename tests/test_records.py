@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 from fractions import Fraction
 
@@ -15,8 +16,25 @@ def config(**data):
     return configs.Config("tiny", tiny_model(), data=configs.Data(**data))
 
 
+def batches(config, cache):
+    return records.batches(config, cache, list(range(config.data.batch)))
+
+
+def test_processes_share_a_batch_and_stages_change_the_driver(tmp_path):
+    stages = (configs.Stage(steps=1, self_driven=True), configs.Stage(steps=1))
+    wanted = dataclasses.replace(config(), stages=stages)
+    whole = iter(batches(wanted, tmp_path))
+    shares = [iter(records.batches(wanted, tmp_path, [row])) for row in range(2)]
+    for self_driven in (True, False):
+        batch, parts = next(whole), [next(share) for share in shares]
+        for name in batch:
+            assert (np.concatenate([part[name] for part in parts]) == batch[name]).all()
+        seen = (batch["driving"] != 128).any(-1)
+        assert (batch["driving"] == batch["target"])[seen].all() == self_driven
+
+
 def test_toy_batches_have_the_shapes_and_are_a_function_of_the_seed(tmp_path):
-    first, second = next(iter(records.batches(config(), tmp_path))), next(iter(records.batches(config(), tmp_path)))
+    first, second = next(iter(batches(config(), tmp_path))), next(iter(batches(config(), tmp_path)))
     shapes = {"source": (2, 16, 16, 3), "past": (2, 2, 16, 16, 3)}
     shapes |= {"target": (2, 3, 16, 16, 3), "driving": (2, 3, 16, 16, 3)}
     assert {name: x.shape for name, x in first.items()} == shapes
@@ -24,11 +42,11 @@ def test_toy_batches_have_the_shapes_and_are_a_function_of_the_seed(tmp_path):
 
 
 def test_the_stream_goes_on_where_its_state_says(tmp_path):
-    stream = iter(records.batches(config(), tmp_path))
+    stream = iter(batches(config(), tmp_path))
     next(stream)
     state = stream.get_state()
     expected = [next(stream) for _ in range(2)]
-    again = iter(records.batches(config(), tmp_path))
+    again = iter(batches(config(), tmp_path))
     again.set_state(state)
     for batch in expected:
         resumed = next(again)
@@ -38,7 +56,7 @@ def test_the_stream_goes_on_where_its_state_says(tmp_path):
 def test_real_videos_become_self_driven_examples(portraits, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         wanted = config(source="videos", path=str(portraits), size=32)
-        batch = next(iter(records.batches(wanted, tmp_path / "cache")))
+        batch = next(iter(batches(wanted, tmp_path / "cache")))
     assert "copy the driver's looks" in caplog.text
     kept = (batch["driving"] != 128).any(-1)
     assert 0.05 < kept.mean() < 0.5
@@ -56,10 +74,10 @@ def test_a_folder_without_usable_videos_is_said(tmp_path):
         for _ in range(6):
             writer.write(np.full((64, 64, 3), 128, np.uint8))
     with pytest.raises(UserError, match="holds no video of 5 frames or more with a face"):
-        records.batches(config(source="videos", path=str(tmp_path)), tmp_path / "cache")
+        batches(config(source="videos", path=str(tmp_path)), tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_folder_that_is_missing_is_said(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
-        records.batches(config(source="videos", path=str(tmp_path / "no")), tmp_path / "cache")
+        batches(config(source="videos", path=str(tmp_path / "no")), tmp_path / "cache")

@@ -1,5 +1,6 @@
 """Training as a user starts it: as a process, on the smallest model."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,13 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
 from flax import nnx
 
 from svdp_jax import checkpoint, config as configs, parallel, train
 from svdp_jax.animate import Animator
 from svdp_jax.errors import UserError
-from conftest import tiny_model
+from svdp_jax.models.mmdit import MMDiT
+from conftest import randomized, tiny_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +28,6 @@ def lenient_promotion():
     """Optax's Adam mixes integers and floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield
-
 
 
 def tiny_config(**changes) -> configs.Config:
@@ -132,8 +132,9 @@ def test_the_command_says_it_on_stderr_and_fails(tmp_path):
 def make(config):
     mesh = parallel.make_mesh(config.mesh)
     graph, state = train.initial_state(config, mesh)
-    codec = checkpoint.load_codec(config.model.codec)
-    return state, train.make_update(config, graph, codec, train.prompt_of(config))
+    codec_graph, frozen = train.load_frozen(config, mesh)
+    update = train.make_update(config, graph, codec_graph)
+    return graph, state, lambda state, batch: update(state, frozen, batch)
 
 
 def batch(config, seed=0):
@@ -145,7 +146,7 @@ def batch(config, seed=0):
 
 def test_loss_falls_on_one_batch():
     config = tiny_config(stages=(configs.Stage(steps=60, rate=5e-3),))
-    state, update = make(config)
+    _, state, update = make(config)
     losses = []
     for _ in range(60):
         state, metrics = update(state, batch(config))
@@ -159,7 +160,7 @@ def test_accumulation_sees_the_whole_batch():
     halves = tiny_config(flow=config.flow, optimizer=configs.Optimizer(warmup=2, accumulate=2))
     norms = []
     for each in (config, halves):
-        state, update = make(each)
+        _, state, update = make(each)
         state, metrics = update(state, batch(each))
         norms.append(float(metrics["gradient_norm"]))
         assert int(state.step) == 1
@@ -169,7 +170,7 @@ def test_accumulation_sees_the_whole_batch():
 def test_past_is_zeros_in_the_first_stage_only():
     """Another past changes the loss in stage 2 and cannot in stage 1."""
     config = tiny_config(flow=configs.Flow(dropout=(0, 0, 0, 1)))
-    state, update = make(config)
+    _, state, update = make(config)
     state = state._replace(weights=jax.tree.map(lambda w: w + 0.1, state.weights))  # no zero gates
     one, other = batch(config), batch(config)
     other["past"] = 255 - other["past"]
@@ -189,7 +190,7 @@ def test_the_rate_warms_up_and_falls_in_each_stage():
 
 def test_the_average_follows_the_weights():
     config = tiny_config()
-    state, update = make(config)
+    _, state, update = make(config)
     before = jax.device_get(state.weights)
     state, _ = update(state, batch(config))
     decay = 1 / 10
@@ -211,10 +212,8 @@ def test_past_frames_matter():
         optimizer=configs.Optimizer(warmup=10, average=0.9),
         sampling=configs.Sampling(steps=4, source=1.0, driving=1.0),
     )
-    mesh = parallel.make_mesh(config.mesh)
-    graph, state = train.initial_state(config, mesh)
+    graph, state, update = make(config)
     codec = checkpoint.load_codec(config.model.codec)
-    update = train.make_update(config, graph, codec, train.prompt_of(config))
 
     def clips(seed):
         colour = np.random.default_rng(seed).integers(0, 256, (8, 1, 1, 1, 3), np.uint8)
@@ -234,3 +233,45 @@ def test_past_frames_matter():
         for before in (past, 0 * past)
     ]
     assert distances[0] < 0.6 * distances[1]
+
+
+def test_what_the_driver_shows_is_counted_by_place():
+    driving = np.full((1, 1, 4, 8, 3), 128, np.uint8)
+    driving[..., :2, 4:, :] = 7  # the upper half of the right place
+    shown = train.seen(jax.numpy.asarray(driving), 4, np.float32)
+    assert shown[0, 0, :, :, 0].tolist() == [[0.0, 0.5]]
+
+
+def test_focus_weighs_the_loss_where_the_driver_is_seen():
+    losses = {}
+    for focus in (0.0, 3.0):
+        config = tiny_config(flow=configs.Flow(focus=focus, dropout=(0, 0, 0, 1)))
+        _, state, update = make(config)
+        pictures = batch(config)
+        pictures["driving"][:] = 7  # seen everywhere
+        losses[focus] = float(update(state, pictures)[1]["loss"])
+    assert losses[3.0] == pytest.approx(4 * losses[0.0], rel=1e-5)
+
+
+def test_weight_decay_spares_biases_and_scales():
+    config = tiny_config(optimizer=configs.Optimizer(weight_decay=1.0, warmup=2))
+    weights = jax.tree.map(lambda w: w + 1.0, make(config)[1].weights)
+    optimizer = train.make_optimizer(config)
+    still = jax.tree.map(jax.numpy.zeros_like, weights)
+    updates, _ = optimizer.update(still, optimizer.init(weights), weights)
+    for name, change in checkpoint.named(updates).items():
+        assert bool((change != 0).any()) == name.endswith("kernel"), name
+
+
+def test_training_starts_from_a_converted_backbone(tmp_path):
+    config = tiny_config()
+    backbone = randomized(MMDiT(config.model.backbone, nnx.Rngs(5)))
+    folder = tmp_path / "backbone"
+    checkpoint.save_weights(folder, "sd35", config.model.backbone, checkpoint.named(nnx.state(backbone)))
+    config = dataclasses.replace(config, backbone=str(folder))
+    _, state, _ = make(config)
+    mine = checkpoint.named(nnx.state(backbone, nnx.Param))
+    for part in (state.weights, state.average):
+        loaded = checkpoint.named(part["image"])
+        assert set(loaded) == set(mine)
+        assert all((np.asarray(loaded[name]) == np.asarray(mine[name])).all() for name in mine)

@@ -10,7 +10,7 @@ from torch_reference import assert_close, count_ours, count_theirs, library, por
 
 from convert.vae import VAE, write_config
 from svdp_jax.checkpoint import named, replaced
-from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec, chunked, tiled
+from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec, each_frame, tiled
 
 SMALL = AutoencoderConfig(
     block_out_channels=(8, 16, 32), layers_per_block=1, latent_channels=4, norm_num_groups=4
@@ -167,10 +167,10 @@ def test_bfloat16(local):
     assert np.abs(np.asarray(latents, np.float32) - exact).max() < 0.1 * exact.std()
 
 
-def test_chunked_equals_all_at_once(local):
+def test_frame_by_frame_equals_all_at_once(local):
     frames = normal(5, 16, 16, 3)
     whole = jax.jit(local.encode)(frames)
-    cut = jax.jit(lambda x: chunked(local.encode, x, 2))(frames)
+    cut = jax.jit(lambda x: each_frame(local.encode, x, 2))(frames)
     np.testing.assert_allclose(cut, whole, rtol=1e-4, atol=1e-5)
 
 
@@ -182,7 +182,7 @@ def workspace(fn, *shape):
 
 def test_chunks_bound_memory(local):
     few, many = (
-        workspace(lambda x: chunked(local.encode, x, 2), count, 32, 32, 3) for count in (4, 32)
+        workspace(lambda x: each_frame(local.encode, x, 2), count, 32, 32, 3) for count in (4, 32)
     )
     assert many < 1.5 * few
     assert workspace(local.encode, 32, 32, 32, 3) > 4 * many

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
@@ -19,19 +20,20 @@ from svdp_jax import config as configs
 from svdp_jax.data import face, toy
 from svdp_jax.errors import UserError
 
-ENDLESS = 1 << 40  # examples; more than any run draws
+ENDLESS = 1 << 31  # examples; more than any run draws
 SLOWEST = 0.1  # frame rate of a training clip, as a share of the toy world's
 SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg"}
 
 
-def batches(config: configs.Config, cache: Path) -> grain.IterDataset:
-    """An endless stream of batches (b ...). `cache` is a folder for what is worth keeping."""
+def batches(config: configs.Config, cache: Path, rows: list[int]) -> grain.IterDataset:
+    """An endless stream of these rows of every batch. `cache` is a folder for what is worth keeping."""
     data = config.data
     if data.source == "toy":
-        example = toy_example(data, config.seed)
+        example = toy_example(config)
     else:
         example = clip_example(data, config.seed, folder_clips(data, cache))
-    dataset = grain.MapDataset.range(ENDLESS).map(example).batch(data.batch, drop_remainder=True)
+    here = lambda i: example(i // len(rows) * data.batch + rows[i % len(rows)])
+    dataset = grain.MapDataset.range(ENDLESS).map(here).batch(len(rows), drop_remainder=True)
     return dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
     )
@@ -42,24 +44,29 @@ def to_uint8(pictures) -> np.ndarray:
     return np.asarray(np.clip(np.asarray(pictures) * 255 + 0.5, 0, 255), np.uint8)
 
 
-def toy_example(data: configs.Data, seed: int):
-    """Index to a cross-identity example of the toy world, rendered on the CPU.
+def toy_example(config: configs.Config):
+    """Index to an example of the toy world, rendered on the CPU.
 
     Clips come at random paces, the slowest with frames so far apart that they teach as
     much as separate pictures.
     """
+    data = config.data
+    ends = data.batch * np.array(configs.stage_ends(config))
+    own = np.array([stage.self_driven for stage in config.stages] + [False])
 
     @jax.jit
-    def render(key):
+    def render(index):
+        key = jax.random.fold_in(jax.random.key(config.seed), index)
         key, key_pace = jax.random.split(key)
         fps = toy.FPS * SLOWEST ** jax.random.uniform(key_pace)
-        return toy.triple(key, data.frames, data.past, data.size, fps)
+        self_driven = jnp.array(own)[jnp.searchsorted(jnp.array(ends), index, side="right")]
+        return toy.triple(key, data.frames, data.past, data.size, fps, self_driven)
 
     cpu = jax.local_devices(backend="cpu")[0]
 
     def example(index: int) -> dict:
         with jax.default_device(cpu):
-            drawn = render(jax.random.fold_in(jax.random.key(seed), index))
+            drawn = render(index)
         return {name: to_uint8(drawn[name]) for name in ("source", "past", "target", "driving")}
 
     return example

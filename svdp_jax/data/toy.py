@@ -422,11 +422,13 @@ def mask_driving(frames, regions):
     return jnp.where(keep > 0, frames, GREY)
 
 
-def triple(key, frames, past, size, fps=FPS):
+def triple(key, frames, past, size, fps=FPS, self_driven=False):
     """One cross-identity example with exact truth: person A (`identity`) in `source` (h w c), `past` (p h w c) and
-    `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f)."""
+    `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f).
+    Where `self_driven`, B is A."""
     key_people, key_motions = jax.random.split(key)
     both = jax.vmap(sample_identity)(jax.random.split(key_people))
+    both = jax.tree.map(lambda field: field.at[1].set(jnp.where(self_driven, field[0], field[1])), both)
     identity, driver = (jax.tree.map(lambda field: field[i], both) for i in range(2))
     moves = jax.vmap(lambda key: sample_motion(key, past + frames, fps))(jax.random.split(key_motions))
     motion = jax.tree.map(lambda field: field[0, past:], moves)

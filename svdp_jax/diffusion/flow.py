@@ -43,12 +43,12 @@ def velocity(prediction: jax.Array, x: jax.Array, s: jax.Array, predict: str) ->
 
 
 def loss(
-    prediction: jax.Array, x0: jax.Array, noise: jax.Array, s: jax.Array, predict: str
+    prediction: jax.Array, x0: jax.Array, noise: jax.Array, s: jax.Array, predict: str, weight=1
 ) -> jax.Array:
-    """Mean squared error of the velocity, per example: (b,)."""
+    """Mean squared error of the velocity, per example: (b,). `weight` is over places of x0."""
     x = noised(x0, noise, s)
     target = velocity(noise - x0 if predict == "velocity" else x0, x, s, predict)
-    error = (velocity(prediction, x, s, predict) - target) ** 2
+    error = weight * (velocity(prediction, x, s, predict) - target) ** 2
     return error.mean(axis=tuple(range(1, error.ndim)))
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from svdp_jax import parallel
+
 FEW_LAYERS = 4  # in a stack that compiles fast, and runs faster, as straight-line code
 
 
@@ -24,8 +26,13 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """AdaLN: `x` is b l d; `shift` and `scale` are b d."""
-    return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
+    """AdaLN: `x` is ... l d; `shift` and `scale` are ... d."""
+    return layer_norm(x) * (1 + over_tokens(scale)) + over_tokens(shift)
+
+
+def over_tokens(x: jax.Array) -> jax.Array:
+    """One vector per sequence, ... d, beside tokens ... l d."""
+    return x[..., None, :]
 
 
 class RMSNorm(nnx.Module):
@@ -89,17 +96,29 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
     return nnx.vmap(lambda keys: make(keys))(rngs.split(count))
 
 
-def scan(step: Callable, modules: nnx.Module, carry, policy=None):
+# What the backward pass finds kept; None keeps everything.
+POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["attention"],
+        offload_src="device", offload_dst="pinned_host",
+    ),
+}
+
+
+def scan(step: Callable, modules: nnx.Module, carry, policy: str = "none"):
     """Runs `carry = step(module, carry)` over a stack.
 
-    `policy` names what to keep for the backward pass (`jax.checkpoint_policies`);
-    None keeps everything.
+    `policy` is one of POLICIES: what to keep for the backward pass.
     """
     graph, state = nnx.split(modules)
 
     def body(carry, state):
-        return step(nnx.merge(graph, state), carry), None
+        return step(nnx.merge(graph, parallel.gathered(state)), carry), None
 
-    body = body if policy is None else jax.checkpoint(body, policy=policy)
+    if POLICIES[policy]:
+        body = jax.checkpoint(body, policy=POLICIES[policy])
     count = jax.tree.leaves(state)[0].shape[0]
     return jax.lax.scan(body, carry, state, unroll=count <= FEW_LAYERS)[0]

@@ -67,7 +67,7 @@ class JointAttention(nnx.Module):
 
     def __init__(self, config: Backbone, rngs: nnx.Rngs, text: bool, text_out: bool):
         d, k = config.width, config.width // config.heads
-        self.heads = config.heads
+        self.heads, self.kernel = config.heads, config.kernel
         self.to_q, self.to_k, self.to_v, self.to_out = (
             nnx.Linear(d, d, rngs=rngs) for _ in range(4)
         )
@@ -81,21 +81,21 @@ class JointAttention(nnx.Module):
             self.to_add_out = nnx.Linear(d, d, rngs=rngs)
 
     def __call__(self, image: jax.Array, text: jax.Array | None = None):
-        """Image b n d and text b t d to the same; text comes back None where none is kept."""
-        q, k, v = self.split(self.to_q(image), self.to_k(image), self.to_v(image))  # b n h k
+        """Image ... n d and text ... t d to the same; text comes back None where none is kept."""
+        q, k, v = self.split(self.to_q(image), self.to_k(image), self.to_v(image))  # ... n h k
         q, k = self.norm_q(q), self.norm_k(k)
         if text is not None:
             tq, tk, tv = self.split(
                 self.add_q_proj(text), self.add_k_proj(text), self.add_v_proj(text)
             )
             tq, tk = self.norm_added_q(tq), self.norm_added_k(tk)
-            q, k, v = (jnp.concatenate(pair, 1) for pair in ((q, tq), (k, tk), (v, tv)))
-        out = rearrange(attention(q, k, v), "b l h k -> b l (h k)")
-        image, text = out[:, : image.shape[1]], out[:, image.shape[1] :]
+            q, k, v = (jnp.concatenate(pair, -3) for pair in ((q, tq), (k, tk), (v, tv)))
+        out = rearrange(attention(q, k, v, self.kernel), "... l h k -> ... l (h k)")
+        image, text = jnp.split(out, [image.shape[-2]], -2)
         return self.to_out(image), self.to_add_out(text) if hasattr(self, "to_add_out") else None
 
     def split(self, *streams: jax.Array):
-        return (rearrange(x, "b l (h k) -> b l h k", h=self.heads) for x in streams)
+        return (rearrange(x, "... l (h k) -> ... l h k", h=self.heads) for x in streams)
 
 
 class JointBlock(nnx.Module):
@@ -117,7 +117,10 @@ class JointBlock(nnx.Module):
             self.ff_context = layers.MLP(d, 4 * d, d, layers.gelu_tanh, rngs)
 
     def __call__(self, image: jax.Array, text: jax.Array, cond: jax.Array):
-        """Image b n d, text b t d, cond b d to image and text of the same shapes."""
+        """Image ... n d, text ... t d, cond ... d to image and text of the same shapes.
+
+        The leading dimensions are b, or b f of a video; those of cond may be ones.
+        """
         cond = jax.nn.silu(cond)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.chunks(self.norm1, cond)
         attended, text_attended = self.attn(
@@ -125,17 +128,18 @@ class JointBlock(nnx.Module):
         )
         if dual:
             second, _ = self.attn2(layers.modulate(image, *dual[:2]))
-            second = second * dual[2][:, None]
+            second = second * layers.over_tokens(dual[2])
         else:
             second = 0
-        image = image + attended * gate[:, None] + second  # b n d
-        image = image + self.ff(layers.modulate(image, mlp_shift, mlp_scale)) * mlp_gate[:, None]
+        image = image + attended * layers.over_tokens(gate) + second  # ... n d
+        mlp = self.ff(layers.modulate(image, mlp_shift, mlp_scale))
+        image = image + mlp * layers.over_tokens(mlp_gate)
         if self.kind == "last":
             return image, text
         _, _, gate, mlp_shift, mlp_scale, mlp_gate = self.chunks(self.norm1_context, cond)
-        text = text + text_attended * gate[:, None]  # b t d
+        text = text + text_attended * layers.over_tokens(gate)  # ... t d
         mlp = self.ff_context(layers.modulate(text, mlp_shift, mlp_scale))
-        return image, text + mlp * mlp_gate[:, None]
+        return image, text + mlp * layers.over_tokens(mlp_gate)
 
     def modulated_text(self, text: jax.Array, cond: jax.Array) -> jax.Array:
         # The checkpoint's last block stores scale before shift, the others shift before scale.
@@ -188,7 +192,7 @@ class MMDiT(nnx.Module):
         return self.head(carry[0], cond, latents.shape[-3] // self.patch)
 
     def head(self, tokens: jax.Array, cond: jax.Array, rows: int) -> jax.Array:
-        """Tokens b n d to the prediction, b y x c."""
+        """Tokens ... n d and cond ... d to the prediction, ... y x c."""
         scale, shift = jnp.split(self.norm_out(jax.nn.silu(cond)), 2, axis=-1)
         return layers.unpatchify(
             self.proj_out(layers.modulate(tokens, shift, scale)), self.patch, rows

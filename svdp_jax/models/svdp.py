@@ -7,20 +7,20 @@ other through time, then runs the pretrained joint block frame by frame on
 [z ; source ; driving] with text, and with the same weights on the past frames.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 
+from svdp_jax import parallel
 from svdp_jax.config import Model
 from svdp_jax.models import layers
 from svdp_jax.models.mmdit import MMDiT, kinds
-from svdp_jax.parallel import attention
+from svdp_jax.parallel import video_attention
 
 SOURCE_SHIFT, DRIVING_SHIFT = -1, 1  # picture widths from the centre of the table
-
-# What attends to what: a mode is an arrangement of (b f n d) into sequences.
-ARRANGE = {"full": "b f n d -> b (f n) d", "factorized": "b f n d -> (b n) f d"}
 
 
 def rotary_angles(frames: int, past: int, rows: int, columns: int, size: int) -> jax.Array:
@@ -40,8 +40,8 @@ def rotary_angles(frames: int, past: int, rows: int, columns: int, size: int) ->
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns pairs of channels of x (b l h k) by angles (l k/2)."""
-    cos, sin = (f(angles)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    """Turns pairs of channels of x (b f n h k) by angles (f n k/2)."""
+    cos, sin = (f(angles)[:, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
@@ -51,30 +51,37 @@ class VideoAttention(nnx.Module):
 
     def __init__(self, config: Model, rngs: nnx.Rngs):
         d, self.heads = config.backbone.width, config.video.heads
-        self.mode = config.video.temporal
+        self.attend = partial(
+            video_attention,
+            mode=config.video.temporal,
+            scheme=config.video.scheme,
+            kernel=config.backbone.kernel,
+        )
         self.norm = nnx.Linear(d, 3 * d, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.to_q, self.to_k, self.to_v, self.to_out = (
             nnx.Linear(d, d, rngs=rngs) for _ in range(4)
         )
         self.norm_q, self.norm_k = (layers.RMSNorm(d // self.heads) for _ in range(2))
 
-    def __call__(self, tokens: jax.Array, cond: jax.Array, angles: jax.Array) -> jax.Array:
-        """Tokens b f n d, past frames first; cond b d; angles f n k/2. Returns tokens."""
-        b, f, n, _ = tokens.shape
-        x = rearrange(tokens, ARRANGE[self.mode])  # a sequence per clip, or per position
-        angles = angles[:, 0] if self.mode == "factorized" else rearrange(angles, "f n k -> (f n) k")
-        cond = repeat(jax.nn.silu(cond), "b d -> (b r) d", r=x.shape[0] // b)
-        shift, scale, gate = jnp.split(self.norm(cond), 3, axis=-1)
-        y = layers.modulate(x, shift, scale)
-        q, k, v = (
-            rearrange(to(y), "b l (h k) -> b l h k", h=self.heads)
-            for to in (self.to_q, self.to_k, self.to_v)
-        )
-        q, k = rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles)
-        y = self.to_out(rearrange(attention(q, k, v), "b l h k -> b l (h k)"))
-        x = x + y * gate[:, None]
-        before, after = ARRANGE[self.mode].split(" -> ")
-        return rearrange(x, f"{after} -> {before}", f=f, n=n)
+    def __call__(self, groups: list[jax.Array], cond: jax.Array, angles: list[jax.Array]):
+        """Groups of frames, each b f n d with angles f n k/2, to the same; cond b 1 d.
+
+        The groups attend as one sequence. They stay apart as arrays, so that each can lie
+        with its frames spread over the mesh.
+        """
+        shift, scale, gate = jnp.split(self.norm(jax.nn.silu(cond)), 3, axis=-1)
+        q, k, v = [], [], []
+        for x, angle in zip(groups, angles):
+            y = layers.modulate(x, shift, scale)
+            split = lambda to: rearrange(to(y), "b f n (h k) -> b f n h k", h=self.heads)
+            q.append(rotate(self.norm_q(split(self.to_q)), angle))
+            k.append(rotate(self.norm_k(split(self.to_k)), angle))
+            v.append(split(self.to_v))
+        attended = self.attend(q, k, v)
+        return [
+            x + self.to_out(rearrange(y, "b f n h k -> b f n (h k)")) * layers.over_tokens(gate)
+            for x, y in zip(groups, attended)
+        ]
 
 
 class SVDP(nnx.Module):
@@ -102,7 +109,7 @@ class SVDP(nnx.Module):
         source: jax.Array | None = None,
         driving: jax.Array | None = None,
         past: jax.Array | None = None,
-        policy=None,
+        policy: str = "none",
     ) -> jax.Array:
         """Predicts for every frame of z.
 
@@ -114,7 +121,7 @@ class SVDP(nnx.Module):
         """
         image, f = self.image, z.shape[1]
         rows, columns = (side // image.patch for side in z.shape[2:4])
-        cond = image.time_text_embed(time, pooled)  # b d
+        cond = image.time_text_embed(time, pooled)[:, None]  # b 1 d
         text = image.context_embedder(text)  # b t d
         references = []  # b f n d each
         if source is not None:
@@ -122,42 +129,32 @@ class SVDP(nnx.Module):
             references.append(repeat(tokens, "b n d -> b f n d", f=f))
         if driving is not None:
             references.append(image.pos_embed(driving, DRIVING_SHIFT))
-        if past is None or self.temporal == "none":
-            past = z[:, :0]
-        p = past.shape[1]
-        angles = rotary_angles(f, p, rows, columns, self.head_size)
-        cond_f, cond_p = (repeat(cond, "b d -> (b f) d", f=count) for count in (f, p))
+        p = 0 if past is None or self.temporal == "none" else past.shape[1]
+        angles = jnp.split(rotary_angles(f, p, rows, columns, self.head_size), [p])
 
-        def step(modules, carry):
-            tokens, references, text, past_text = carry
+        def stream(latents, references=()):  # tokens b f n d, references b f r d, text b f t d
+            tokens = image.pos_embed(latents)
+            references = jnp.concatenate([tokens[:, :, :0], *references], 2)
+            return tokens, references, repeat(text, "b t d -> b f t d", f=latents.shape[1])
+
+        def step(modules, streams):
+            streams = parallel.constrain(streams, "batch", "frames")
+            tokens, references, texts = zip(*streams)
             if self.temporal != "none":
-                tokens = modules["video"](tokens, cond, angles)  # b p+f n d
-            past, z = tokens[:, :p], tokens[:, p:]
-            z, references, text = joint(modules["block"], z, references, text, cond_f)
-            if p:
-                past, _, past_text = joint(modules["block"], past, past[:, :, :0], past_text, cond_p)
-            return jnp.concatenate([past, z], 1), references, text, past_text
+                tokens = modules["video"](tokens, cond, angles[-len(tokens) :])
+            return [joint(modules["block"], *s, cond) for s in zip(tokens, references, texts)]
 
-        z, past = image.pos_embed(z), image.pos_embed(past)  # b f n d, b p n d
-        carry = (
-            jnp.concatenate([past, z], 1),
-            jnp.concatenate(references, 2) if references else z[:, :, :0],
-            repeat(text, "b t d -> (b f) t d", f=f),
-            repeat(text, "b t d -> (b p) t d", p=p),
-        )
+        streams = ([stream(past)] if p else []) + [stream(z, references)]
         for kind in image.kinds:
             modules = {"block": getattr(image, kind)}
             if self.temporal != "none":
                 modules["video"] = getattr(self, f"video_{kind}")
-            carry = layers.scan(step, modules, carry, policy)
-        z = rearrange(carry[0][:, p:], "b f n d -> (b f) n d")
-        return rearrange(image.head(z, cond_f, rows), "(b f) y x c -> b f y x c", f=f)
+            streams = layers.scan(step, modules, streams, policy)
+        return image.head(streams[-1][0], cond, rows)  # b f y x c
 
 
 def joint(block, tokens, references, text, cond):
     """The backbone's block, frame by frame, on [tokens ; references] with text."""
-    f, n = tokens.shape[1:3]
-    frames = rearrange(jnp.concatenate([tokens, references], 2), "b f n d -> (b f) n d")
-    frames, text = block(frames, text, cond)
-    frames = rearrange(frames, "(b f) n d -> b f n d", f=f)
-    return frames[:, :, :n], frames[:, :, n:], text
+    both, text = block(jnp.concatenate([tokens, references], 2), text, cond)
+    tokens, references = jnp.split(both, [tokens.shape[2]], 2)
+    return tokens, references, text

@@ -31,8 +31,20 @@ class AutoencoderConfig:
     shift_factor: float = 0.0609
 
 
-class PixelCodec:
+def from_uint8(pixels: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """Pixels 0..255 to pictures in [-1, 1]."""
+    return pixels.astype(dtype) / 127.5 - 1
+
+
+def to_uint8(pictures: jax.Array) -> jax.Array:
+    """Pictures in [-1, 1] to pixels 0..255; what lies outside is clipped."""
+    return jnp.round((pictures.astype(jnp.float32) / 2 + 0.5).clip(0, 1) * 255).astype(jnp.uint8)
+
+
+class PixelCodec(nnx.Module):
     """Exact codec without parameters: every `factor` x `factor` patch becomes the channels."""
+
+    at_once = 1024  # frames, see `each_frame`
 
     def __init__(self, factor: int):
         self.factor, self.channels = factor, 3 * factor**2
@@ -211,6 +223,8 @@ class Decoder(nnx.Module):
 class Autoencoder(nnx.Module):
     """SD3's autoencoder. Latents are the posterior's mean, shifted and scaled to unit variance."""
 
+    at_once = 1
+
     def __init__(self, config: AutoencoderConfig, rngs: nnx.Rngs):
         self.encoder, self.decoder = Encoder(config, rngs), Decoder(config, rngs)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
@@ -230,13 +244,13 @@ class Autoencoder(nnx.Module):
         return unpack(images, leading, "* y x c")[0]
 
 
-def chunked(fn: Callable, frames: jax.Array, size: int) -> jax.Array:
-    """`fn` (encode or decode) of every frame, `size` at a time.
+def each_frame(fn: Callable, frames: jax.Array, at_once: int) -> jax.Array:
+    """`fn` (encode or decode) of every frame (... y x c), `at_once` at a time.
 
-    `frames` is f y x c. Beside the result, memory is that of `size` frames
-    however many there are.
+    Beside the result, memory is that of `at_once` frames however many there are.
     """
-    return jax.lax.map(fn, frames, batch_size=size)
+    frames, leading = pack([frames], "* y x c")
+    return unpack(jax.lax.map(fn, frames, batch_size=at_once), leading, "* y x c")[0]
 
 
 class Span(NamedTuple):

@@ -1,0 +1,16 @@
+"""python -m svdp_jax.train --config configs/tpu_v4.py
+
+Full size on 16 chips (v4-32), one clip a chip. First, `python -m convert all SD3.5-M weights`
+and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
+@@PLAN@@
+"""
+
+from svdp_jax import config as configs
+
+
+def get_config():
+    return configs.as_flags(
+        configs.full_size(
+            "tpu_v4", "v4:2x2x4", batch=16, mesh=configs.Mesh(data=1, fsdp=4, context=4), remat="full"
+        )
+    )

@@ -1,0 +1,16 @@
+"""python -m svdp_jax.train --config configs/tpu_v5e.py
+
+Full size on 64 chips (v5e-64), one clip a chip. First, `python -m convert all SD3.5-M weights`
+and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
+@@PLAN@@
+"""
+
+from svdp_jax import config as configs
+
+
+def get_config():
+    return configs.as_flags(
+        configs.full_size(
+            "tpu_v5e", "v5e:8x8", batch=64, mesh=configs.Mesh(data=1, fsdp=16, context=4), remat="full"
+        )
+    )

@@ -1,0 +1,16 @@
+"""python -m svdp_jax.train --config configs/tpu_v5p.py
+
+Full size on 8 chips (v5p-16), one clip a chip. First, `python -m convert all SD3.5-M weights`
+and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
+@@PLAN@@
+"""
+
+from svdp_jax import config as configs
+
+
+def get_config():
+    return configs.as_flags(
+        configs.full_size(
+            "tpu_v5p", "v5p:2x2x2", batch=8, mesh=configs.Mesh(data=1, fsdp=2, context=4), remat="attention"
+        )
+    )

@@ -1,0 +1,119 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import tiny_model
+from flax import nnx
+
+from svdp_jax import config as configs
+from svdp_jax import parallel, plan
+from svdp_jax.errors import UserError
+from svdp_jax.models.svdp import SVDP
+
+
+def full() -> configs.Config:
+    return configs.full_size("full", "v4:2x2x4", 16, configs.Mesh(data=1, fsdp=4, context=4))
+
+
+def test_flops_of_the_full_model_are_those_counted_by_hand():
+    """f=16, p=4, n=1024, t=333, d=1536, 24 blocks, 13 of them dual; multiplied out on paper."""
+    flops = {part: value / 1e12 for part, value in plan.forward_flops(full()).items()}
+    expected = {
+        "image stream": 72.4, "text stream": 8.7, "joint attention": 28.3, "attn2 projections": 13.1,
+        "attn2 attention": 12.4, "video projections": 9.3, "video attention": 61.9,
+    }
+    for part, value in expected.items():
+        assert flops[part] == pytest.approx(value, abs=0.11), part
+    assert sum(flops.values()) == pytest.approx(206, abs=1)
+
+
+@pytest.mark.parametrize("temporal", ["full", "factorized", "none"])
+def test_flops_are_those_that_the_compiler_counts(temporal):
+    model = tiny_model(temporal=temporal)
+    backbone = dataclasses.replace(model.backbone, width=128, kernel="xla")
+    model = dataclasses.replace(model, backbone=backbone)
+    data = configs.Data(size=32, frames=4, past=2, batch=1)
+    config = configs.Config("count", model, data=data, dtype="float32")
+    network = nnx.eval_shape(lambda: SVDP(model, nnx.Rngs(0)))
+    shape = lambda *lead: jax.ShapeDtypeStruct((1, *lead, 8, 8, 48), jnp.float32)
+    text, pooled = (jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in plan.prompt_shapes(config))
+    graph, state = nnx.split(network)
+    call = jax.jit(lambda state, z, t, c, p, source, driving, past: nnx.merge(graph, state)(
+        z, t, c, p, source, driving, past))
+    time = jax.ShapeDtypeStruct((1,), jnp.float32)
+    lowered = call.lower(state, shape(4), time, text, pooled, shape(), shape(4), shape(2))
+    counted = lowered.compile().cost_analysis()["flops"]
+    # The compiler counts what is not a matrix product too: norms, softmax, activations.
+    assert 1.0 < counted / sum(plan.forward_flops(config).values()) < 1.12
+
+
+PROGRAM = """HloModule step
+
+%body (carry: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %gathered = bf16[8,16]{1,0} all-gather(%x), replica_groups=[4,4]<=[16], dimensions={0}
+  %swapped = f32[4,4]{1,0} all-to-all(%y), replica_groups={{0,1},{2,3}}, dimensions={0}
+}
+
+%condition (carry: (s32[], bf16[8,16])) -> pred[] {
+  %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %loop = (s32[], bf16[8,16]) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+  ROOT %sum = f32[8]{0} all-reduce(%p), replica_groups=[1,16]<=[16], to_apply=%add
+}
+"""
+
+
+def test_collectives_in_loops_count_as_often_as_they_run():
+    found = plan.collectives(PROGRAM)
+    assert found["all-gather"] == {"calls": 24, "bytes": pytest.approx(24 * 8 * 16 * 2 * 3 / 4)}
+    assert found["all-to-all"] == {"calls": 24, "bytes": pytest.approx(24 * 16 * 4 / 2)}
+    assert found["all-reduce"] == {"calls": 1, "bytes": pytest.approx(8 * 4 * 2 * 15 / 16)}
+    assert set(found) == {"all-gather", "all-to-all", "all-reduce"}
+
+
+def test_time_is_work_over_rates():
+    """One chip at 100 TFLOP/s for matmuls and 50 for attention, 1 GB over 10 GB/s."""
+    config, chip = full(), plan.Chip(200, 32, 10, 0.5, {64: 50, 128: 50})
+    flops = {"image stream": 1e15, "joint attention": 1e14, "attn2 attention": 0, "video attention": 0}
+    times = plan.seconds(config, chip, flops, clips=1, chips=1, bytes_sent=1e9, passes=(4, 3))
+    assert times == {"matmuls": pytest.approx(40), "attention": pytest.approx(6), "network": pytest.approx(0.1)}
+
+
+def test_out_of_memory_is_a_finding_with_advice():
+    step = {"fits": False, "used": "40.1G", "advice": ["config.remat=full saves about 9.0 GiB"], "compile_seconds": 1}
+    rows = "\n".join(plan.step_rows(step))
+    assert "out of memory | uses 40.1G" in rows and "remat=full saves" in rows
+    lines = plan.advice(dataclasses.replace(full(), remat="attention"), mesh_of(1))
+    assert any(line.startswith("config.remat=full saves") for line in lines)
+
+
+def mesh_of(count: int):
+    return parallel.make_mesh(configs.Mesh(), jax.devices()[:count])
+
+
+@pytest.mark.parametrize("topology", ["v9:2x2", "v4", "v4:two", ""])
+def test_a_slice_that_is_none_is_said(topology):
+    with pytest.raises(UserError, match="is no TPU slice; write one such as v4:2x2x4"):
+        plan.slice_devices(topology)
+
+
+def test_training_for_a_slice_that_is_not_here_points_to_plan():
+    with pytest.raises(UserError, match="for 16 chips of TPU v4 .* svdp_jax.plan"):
+        parallel.need("v4:2x2x4")
+    parallel.need("")
+
+
+@pytest.mark.parametrize("name", ["tpu_v4", "tpu_v5e", "tpu_v5p", "tpu_v6e", "gpu_h100"])
+def test_every_full_size_config_is_whole_and_divides_its_slice(name):
+    module = __import__(f"configs.{name}", fromlist=["get_config"])
+    config = configs.from_flags(module.get_config())
+    m = config.mesh
+    chips = m.data * m.fsdp * m.context
+    shape = config.topology.partition(":")[2] or "8"
+    count = 1
+    for side in shape.split("x"):
+        count *= int(side)
+    assert chips == count and config.data.batch % (m.data * m.fsdp) == 0

@@ -1,0 +1,84 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tpu_scripts" / "tpu.sh"
+ACTIONS = {
+    "create": "queued-resources create svdp --node-id=svdp --accelerator-type=v4-32",
+    "wait": "queued-resources describe svdp",
+    "setup": "tpu-vm scp /tmp/svdp_jax.tar.gz svdp:svdp_jax.tar.gz --worker=all",
+    "launch configs/tpu_v4.py --config.seed=1": "svdp_jax.train\\ --config\\ configs/tpu_v4.py\\ --config.seed=1",
+    "watch": "train.log",
+    "fetch out": "svdp:/mnt/svdp/run/model out",
+    "stop": "pkill\\ -TERM",
+    "delete": "queued-resources delete svdp",
+}
+
+
+def tpu(*arguments):
+    return subprocess.run(
+        ["bash", SCRIPT, *arguments], text=True, capture_output=True, env=os.environ | {"PATH": "/usr/bin:/bin"}
+    )
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_dry_run_prints_every_command_and_runs_none(action):
+    result = tpu("--dry-run", *action.split())  # gcloud is not there, so running any would fail
+    assert result.returncode == 0, result.stderr
+    assert ACTIONS[action] in result.stdout and "--zone=us-central2-b" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["explode"], ["--dry-run", "launch"], ["--dry-run", "fetch"]])
+def test_a_wrong_word_fails(arguments):
+    assert tpu(*arguments).returncode == 2
+
+
+def test_shellcheck_finds_nothing():
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not checker:
+        pytest.skip("shellcheck is not installed")
+    result = subprocess.run([checker, SCRIPT], text=True, capture_output=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_notebook_runs_on_a_cpu(tmp_path, portraits):
+    cells = json.loads((ROOT / "tpu_scripts" / "colab_tpu.ipynb").read_text())["cells"]
+    program = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for clip in sorted(portraits.glob("*.mp4"))[:2]:
+        shutil.copy(clip, clips)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    settings = {"SVDP_CLIPS": str(clips), "SVDP_PICTURE": str(portraits / "s9.jpg"), "SVDP_STEPS": "2"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, env=os.environ | settings,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "result.mp4").stat().st_size > 10_000
+
+
+def test_bench_prints_a_line_for_each(tmp_path):
+    """On a config of a few thousand parameters: every kind of run ends and tells its time."""
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "from conftest import tiny_model\n"
+        "from svdp_jax import config as configs\n\n"
+        "def get_config():\n"
+        "    data = configs.Data(size=16, frames=2, past=1, batch=1)\n"
+        "    sampling = configs.Sampling(steps=2)\n"
+        "    return configs.as_flags(configs.Config(\n"
+        "        'tiny', tiny_model(), data=data, sampling=sampling, dtype='float32'))\n"
+    )
+    command = [sys.executable, "tpu_scripts/bench.py", "--config", config, "--what=forward,train,sample,image"]
+    result = subprocess.run([*command, "--rounds=1"], cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["what"] for line in lines] == ["forward", "train", "sample", "image"]
+    assert all(line["seconds"] > 0 and line["devices"] == 1 and line["mfu"] is None for line in lines)

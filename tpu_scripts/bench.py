@@ -1,0 +1,185 @@
+"""Times the model on whatever devices there are, as JSON lines.
+
+python tpu_scripts/bench.py --config configs/tpu_v4.py [--what forward,train,sample,image]
+    [--reference] [--rounds 5] [--config.a.b=value ...]
+
+forward: the video model with all conditions. train: the whole train step. sample: one
+segment, all steps. image: the image model alone, and with --reference beside it, in
+turns, diffusers' on the same device (PyTorch, compiled where that is a GPU).
+A line tells seconds (median), TFLOP by our own count, MFU where the chip's peak is
+known, and the devices' peak memory so far. Weights are random.
+"""
+
+import json
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from svdp_jax import parallel, plan, train
+from svdp_jax.diffusion import sampler
+from svdp_jax.errors import say_errors
+from svdp_jax.models.mmdit import MMDiT
+
+# Peak bf16 TFLOP/s by what JAX calls the device.
+PEAKS = {
+    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918,
+    "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
+}
+
+
+def medians(runs: dict, rounds: int) -> dict[str, float]:
+    """Seconds of each, taken in turns, after a first run of each that compiles."""
+    for run in runs.values():
+        run()
+    times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begun)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def line(what: str, config, seconds: float, flops: float) -> dict:
+    device, count = jax.devices()[0], jax.device_count()
+    stats = device.memory_stats() or {}
+    peak = PEAKS.get(device.device_kind)
+    return {
+        "what": what, "config": config.name, "device": device.device_kind, "devices": count,
+        "seconds": round(seconds, 4), "tflop": round(flops / 1e12, 3),
+        "mfu": round(flops / 1e12 / seconds / count / peak, 3) if peak else None,
+        "peak_gib": round(stats["peak_bytes_in_use"] / plan.GIB, 2) if stats else None,
+    }
+
+
+def random(shapes, seed: int = 0):
+    """Arrays for a tree of shapes: normal numbers, or bytes."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x):
+        if x.dtype == jnp.uint8:
+            return jax.device_put(rng.integers(0, 256, x.shape, np.uint8), x.sharding)
+        return jax.device_put(rng.standard_normal(x.shape, np.float32).astype(x.dtype), x.sharding)
+
+    return jax.tree.map(draw, shapes)
+
+
+def bench_train(config, mesh, rounds: int) -> dict:
+    graph, make = train.state_maker(config, mesh)
+    codec_graph, codec = nnx.split(train.checkpoint.CODECS[config.model.codec.kind](config.model.codec))
+    frozen = train.Frozen(codec, random(plan.abstract(plan.prompt_shapes(config), mesh)))
+    update, batch = train.make_update(config, graph, codec_graph), random(plan.abstract_batch(config, mesh))
+    held = [make(jax.random.key(0))]  # donated, so replaced
+
+    def run():
+        held[0], metrics = update(held[0], frozen, batch)
+        jax.block_until_ready(metrics)
+
+    seconds = medians({"train": run}, rounds)["train"]
+    return line("train", config, seconds, 3 * config.data.batch * sum(plan.forward_flops(config).values()))
+
+
+def bench_video(config, mesh, rounds: int, what: str) -> dict:
+    dtype, d, clips = jnp.dtype(config.dtype), config.data, plan.sampled_clips(mesh)
+    graph, make = train.state_maker(config, mesh)
+    state = make(jax.random.key(0))
+    weights = jax.tree.map(lambda w: w.astype(dtype), (state.weights, state.constants))
+    del state
+    latent = (d.size // config.model.codec.factor,) * 2 + (config.model.backbone.channels,)
+    leading = {"noise": (d.frames,), "source": (), "driving": (d.frames,), "past": (d.past,)}
+    shapes = {
+        name: jax.ShapeDtypeStruct((clips, *frames, *latent), dtype, sharding=parallel.sharding(mesh))
+        for name, frames in leading.items()
+    }
+    latents = random(shapes)
+    prompt = random(plan.abstract(plan.prompt_shapes(config), mesh))
+    text, pooled = (jnp.repeat(x[None], clips, 0).astype(dtype) for x in prompt)
+
+    @jax.jit
+    def call(weights, latents, text, pooled):
+        model = nnx.merge(graph, *weights)
+        z, conditions = latents["noise"], {k: x for k, x in latents.items() if k != "noise"}
+        if what == "forward":
+            return model(z, jnp.full(clips, 0.5), text, pooled, **conditions)
+        return sampler.sample(model, z, text, pooled, conditions, config.model, config.sampling)
+
+    run = lambda: jax.block_until_ready(call(weights, latents, text, pooled))
+    seconds = medians({what: run}, rounds)[what]
+    copies = 1 if what == "forward" else 4 * config.sampling.steps
+    return line(what, config, seconds, copies * clips * sum(plan.forward_flops(config).values()))
+
+
+def bench_image(config, rounds: int, reference: bool) -> list[dict]:
+    """The image model on one picture of the config's size, ours and diffusers' in turns."""
+    b, dtype = config.model.backbone, jnp.dtype(config.dtype)
+    side = config.data.size // config.model.codec.factor
+    text_shape, pooled_shape = (x.shape for x in plan.prompt_shapes(config))
+    shapes = (1, side, side, b.channels), (1, *text_shape), (1, *pooled_shape)
+    rng = np.random.default_rng(0)
+    latents, text, pooled = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    graph, state = nnx.split(nnx.jit(lambda: MMDiT(b, nnx.Rngs(0)))())
+    state = jax.tree.map(lambda w: w.astype(dtype), state)
+    inputs = [jnp.asarray(x, dtype) for x in (latents, [0.5], text, pooled)]
+    call = jax.jit(lambda state, *inputs: nnx.merge(graph, state)(*inputs))
+    runs = {"image": lambda: jax.block_until_ready(call(state, *inputs))}
+    if reference:
+        runs["image, diffusers"] = diffusers_image(b, dtype, latents, text, pooled)
+    n, t, d = (side // b.patch) ** 2, text_shape[0], b.width
+    flops = 2 * 12 * d**2 * n * b.blocks + 2 * d**2 * t * (12 * (b.blocks - 1) + 3)
+    flops += 4 * d * (n + t) ** 2 * b.blocks + b.dual * (8 * d**2 * n + 4 * d * n**2)
+    return [line(name, config, seconds, flops) for name, seconds in medians(runs, rounds).items()]
+
+
+def diffusers_image(backbone, dtype, latents, text, pooled):
+    import torch
+    from diffusers import SD3Transformer2DModel
+
+    from convert.sd35 import write_config
+
+    fields = write_config(backbone)
+    del fields["_class_name"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = getattr(torch, dtype.name)
+    model = SD3Transformer2DModel(**fields).eval().requires_grad_(False).to(device, kind)
+    model = torch.compile(model) if device == "cuda" else model
+    arrays = (latents.transpose(0, 3, 1, 2), text, pooled, np.array([500.0], np.float32))
+    inputs = [torch.tensor(x).to(device, kind) for x in arrays]
+
+    def run():
+        model(*inputs)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def main(arguments: list[str]) -> None:
+    if "--help" in arguments:
+        print(__doc__)
+        return
+    values = flags.FlagValues()
+    define = {"flag_values": values}
+    flags.DEFINE_list("what", ["forward", "train", "sample"], "What to time.", **define)
+    flags.DEFINE_boolean("reference", False, "Time diffusers' image model too.", **define)
+    flags.DEFINE_integer("rounds", 5, "Timed runs of each.", **define)
+    config = train.parse(arguments, values)
+    parallel.start()
+    mesh = parallel.make_mesh(config.mesh)
+    for what in values.what:
+        if what == "image":
+            lines = bench_image(config, values.rounds, values.reference)
+        else:
+            with jax.set_mesh(mesh):
+                run = bench_train if what == "train" else bench_video
+                lines = [run(config, mesh, values.rounds, *([] if what == "train" else [what]))]
+        for found in lines:
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    say_errors("bench", lambda: main(sys.argv))
