@@ -2,7 +2,7 @@
 
 Full size on 16 chips (v4-32), one clip a chip. First, `python -m convert all SD3.5-M weights`
 and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
-@@PLAN@@
+Memory, time and cost: not known yet, the plan has not been compiled to its end.
 """
 
 from svdp_jax import config as configs

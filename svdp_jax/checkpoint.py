@@ -55,7 +55,7 @@ def replaced(state, arrays: dict):
 def save_weights(folder: Path, network: str, config, arrays: dict, facts: dict | None = None):
     """Writes a new weights folder. arrays: by dotted path; facts: more for config.json."""
     once(lambda: folder.mkdir(parents=True))
-    tree = {path: jax.device_put(array) for path, array in arrays.items()}
+    tree = {k: x if isinstance(x, jax.Array) else jax.device_put(x) for k, x in arrays.items()}
     save_args = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in tree}
     # One gigabyte of copies at a time: the rest of the memory is for the arrays themselves.
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, use_compression=False)
@@ -199,7 +199,7 @@ def save_model(folder: Path, config: configs.Config, weights, constants) -> None
     """A trained model as a weights folder, complete or not at all; replaces an older one."""
     partial = folder.with_name(f".{folder.name}.partial")
     once(lambda: shutil.rmtree(partial, ignore_errors=True))
-    arrays = {path: leaf[...] for path, leaf in (named(weights) | named(constants)).items()}
+    arrays = named(weights) | named(constants)
     save_weights(partial, "svdp", config.model, arrays, {"training": dataclasses.asdict(config)})
     once(lambda: (shutil.rmtree(folder, ignore_errors=True), partial.rename(folder)))
 

@@ -43,7 +43,9 @@ def test_a_block_on_frames_of_many_devices_needs_no_communication(found):
 
 CONFIG = '''
 import sys; sys.path.insert(0, {tests!r})
+import jax
 from conftest import tiny_model
+jax.config.update("jax_numpy_dtype_promotion", "standard")  # optax mixes integers and floats
 from svdp_jax import config as configs
 
 def get_config():

@@ -20,11 +20,11 @@ def test_flops_of_the_full_model_are_those_counted_by_hand():
     """f=16, p=4, n=1024, t=333, d=1536, 24 blocks, 13 of them dual; multiplied out on paper."""
     flops = {part: value / 1e12 for part, value in plan.forward_flops(full()).items()}
     expected = {
-        "image stream": 72.4, "text stream": 8.7, "joint attention": 28.3, "attn2 projections": 13.1,
+        "image stream": 72.4, "text stream": 8.8, "joint attention": 28.4, "attn2 projections": 13.1,
         "attn2 attention": 12.4, "video projections": 9.3, "video attention": 61.9,
     }
     for part, value in expected.items():
-        assert flops[part] == pytest.approx(value, abs=0.11), part
+        assert flops[part] == pytest.approx(value, abs=0.06), part
     assert sum(flops.values()) == pytest.approx(206, abs=1)
 
 
@@ -44,8 +44,9 @@ def test_flops_are_those_that_the_compiler_counts(temporal):
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
     lowered = call.lower(state, shape(4), time, text, pooled, shape(), shape(4), shape(2))
     counted = lowered.compile().cost_analysis()["flops"]
-    # The compiler counts what is not a matrix product too: norms, softmax, activations.
-    assert 1.0 < counted / sum(plan.forward_flops(config).values()) < 1.12
+    # The compiler counts norms, softmax and activations too, and leaves out the past frames of
+    # the last block, whose result nothing reads.
+    assert 0.97 < counted / sum(plan.forward_flops(config).values()) < 1.05
 
 
 PROGRAM = """HloModule step

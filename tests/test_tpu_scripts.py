@@ -68,7 +68,9 @@ def test_bench_prints_a_line_for_each(tmp_path):
     config = tmp_path / "tiny.py"
     config.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import jax\n"
         "from conftest import tiny_model\n"
+        "jax.config.update('jax_numpy_dtype_promotion', 'standard')\n"
         "from svdp_jax import config as configs\n\n"
         "def get_config():\n"
         "    data = configs.Data(size=16, frames=2, past=1, batch=1)\n"

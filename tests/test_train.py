@@ -21,6 +21,7 @@ from svdp_jax.models.mmdit import MMDiT
 from conftest import randomized, tiny_model
 
 ROOT = Path(__file__).parents[1]
+BACKBONE = dataclasses.replace(tiny_model().backbone, blocks=2)  # half the time to compile
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def lenient_promotion():
 def tiny_config(**changes) -> configs.Config:
     return configs.Config(**{
         "name": "tiny",
-        "model": tiny_model(),
+        "model": dataclasses.replace(tiny_model(), backbone=BACKBONE),
         "data": configs.Data(size=16, frames=2, past=1, batch=2, threads=1),
         "optimizer": configs.Optimizer(warmup=2),
         "stages": (configs.Stage(steps=6, rate=2e-3), configs.Stage(steps=4, past=True, rate=1e-3)),
