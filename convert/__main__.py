@@ -23,6 +23,8 @@ networks:
   text     its three text encoders, with their tokenizers
   all      all of these, from the folder of a whole diffusers pipeline
   svdp     a trained video model, whose new layers have a file of their own
+  liveportrait  what makes cross-identity pairs: the five .pth files of its release
+           (base_models/, retargeting_models/), read without running what is in them
   prompt   no weights: OUT gets the empty prompt and one other, encoded once, so that
            train and animate need no text encoder
 
@@ -33,8 +35,8 @@ examples:
   python -m convert prompt sd35m prompts --prompt "{PORTRAIT}"
   python -m convert sd35 backbone for_diffusers --reverse
 
-SRC is a diffusers folder, one of its network folders, a .safetensors file, or a name on
-the Hugging Face hub. OUT must not exist; it appears when it is complete.
+SRC is a diffusers folder, one of its network folders, a .safetensors or .pth file, or a name
+on the Hugging Face hub. OUT must not exist; it appears when it is complete.
 """
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convert import rules, sources, tensors
+from convert.liveportrait import LIVEPORTRAIT
 from convert.rules import Checksum, Network
 from convert.sd35 import SD35, VIDEO_MODEL
 from convert.text import CLIP_G, CLIP_L, T5
@@ -27,6 +28,7 @@ NETWORKS: dict[str, dict[str, Network]] = {
     "svdp": {"": VIDEO_MODEL},
     "vae": {"": VAE},
     "text": TEXT,
+    "liveportrait": {"": LIVEPORTRAIT},
     "all": {"backbone": SD35, "vae": VAE} | TEXT,
 }
 # Files and folders without weights that go along as they are.
@@ -68,6 +70,8 @@ def gather(source: sources.Source, network: Network, dtype: str | None, nonfinit
 
 def reverse(src: Path, out: Path, network: Network, dtype: str | None, nonfinite: bool) -> Row:
     """A weights folder `src` to the network's folder in the diffusers folder `out`."""
+    if not network.write_config:
+        raise UserError(f"{network.name} cannot go back: some of what its files hold is folded into the weights.")
     facts = about(src)
     if facts["network"] != network.name:
         raise UserError(f"{src} holds {facts['network']!r}, not {network.name!r}.")

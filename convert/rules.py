@@ -131,8 +131,10 @@ class Network(NamedTuple):
 
     folder, file: where a diffusers pipeline keeps it. rename: tensors of other
     known namings to the diffusers one. read_config: tensors by name and the
-    source's config.json (or {}) to our config. write_config: the reverse. extra:
-    a second file (and .json) next to the folder, whose names and config get that prefix.
+    source's config.json (or {}) to our config. write_config: the reverse; None where
+    there is no way back. extra: a second file (and .json) next to the folder, whose names
+    and config get that prefix. parts: for a network in several files, the prefix that the
+    names in each get.
     """
 
     name: str
@@ -140,10 +142,11 @@ class Network(NamedTuple):
     file: str
     rename: Callable[[list[Tensor]], list[Tensor]]
     read_config: Callable[[dict[str, Tensor], dict], Any]
-    write_config: Callable[[Any], dict]
+    write_config: Callable[[Any], dict] | None
     layout: Callable[[Any], Layout]
     build: Callable[[Any, nnx.Rngs], nnx.Module]
     extra: str = ""
+    parts: dict[str, str] = {}
 
 
 class Params(NamedTuple):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from convert import pickles
 from convert.rules import Network
 from convert.tensors import Tensor, read_header
 from svdp_jax.errors import UserError
@@ -27,7 +28,9 @@ def find(src: str, network: Network) -> Source:
     network's own folder, or a file. Raises UserError where there are none."""
     path = Path(src)
     folder = path / network.folder if (path / network.folder).is_dir() else path
-    tensors = [t for file in weight_files(folder, network) for t in read_header(file)]
+    tensors = read_parts(folder, network.parts) if network.parts else [
+        t for file in weight_files(folder, network) for t in read_tensors(file)
+    ]
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     tensors, facts = network.rename(tensors), {}
     if network.extra:
@@ -40,11 +43,25 @@ def find(src: str, network: Network) -> Source:
     return Source(tensors, config, facts)
 
 
+def read_parts(folder: Path, parts: dict[str, str]) -> list[Tensor]:
+    """The tensors of a network in several files, under the prefix that each file gives."""
+    absent = [name for name in parts if not (folder / name).is_file()]
+    if absent:
+        raise UserError(f"{folder} has no {absent[0]}; it must hold {', '.join(parts)}.")
+    return [
+        replace(t, name=f"{prefix}.{t.name}")
+        for name, prefix in parts.items()
+        for t in read_tensors(folder / name)
+    ]
+
+
+def read_tensors(file: Path) -> list[Tensor]:
+    return (pickles.read if file.suffix in PICKLES else read_header)(file)
+
+
 def weight_files(path: Path, network: Network) -> list[Path]:
-    """The safetensors files of one network: the file, or what its folder's index names."""
+    """The files of one network: the file, or what its folder's index names."""
     if path.is_file():
-        if path.suffix in PICKLES:
-            refuse_pickle(path)
         return [path]
     index, single = path / f"{network.file}.index.json", path / network.file
     if single.is_file():
@@ -52,15 +69,13 @@ def weight_files(path: Path, network: Network) -> list[Path]:
     if index.is_file():
         return shards(index)
     there = sorted(p for p in path.iterdir() if p.is_file())
-    others = [p for p in there if p.suffix == ".safetensors"]
-    if len(others) == 1:
-        return others
-    for file in there:
-        if file.suffix in PICKLES:
-            refuse_pickle(file)
+    for suffixes in ({".safetensors"}, PICKLES):
+        others = [p for p in there if p.suffix in suffixes]
+        if len(others) == 1:
+            return others
     raise UserError(
         f"{path} holds neither {network.file} nor {index.name}; name the folder of the "
-        f"pipeline, its {network.folder} folder, or one .safetensors file."
+        f"pipeline, its {network.folder} folder, or one .safetensors or .pth file."
     )
 
 
@@ -75,14 +90,6 @@ def shards(index: Path) -> list[Path]:
         if not (index.parent / name).is_file():
             raise UserError(f"{index} names {name}, which is absent; fetch the missing shard.")
     return [index.parent / name for name in files]
-
-
-def refuse_pickle(path: Path):
-    raise UserError(
-        f"{path} is a pickle, which can run any code, so it is never opened: get the same "
-        "weights as .safetensors from the model's page, or have diffusers or transformers "
-        "write them with save_pretrained(..., safe_serialization=True)."
-    )
 
 
 def read_json(path: Path) -> dict:

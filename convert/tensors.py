@@ -8,6 +8,7 @@ tensor, knows bfloat16 without PyTorch, and checks every number of the header.
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +69,16 @@ class Tensor:
             shape=(self.shape[0] // of * len(which), *self.shape[1:]),
             spans=tuple((start + i * size, start + (i + 1) * size) for i in which),
         )
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A tensor computed from others when it is asked for."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 def read_header(path: Path) -> list[Tensor]:

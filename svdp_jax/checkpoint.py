@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
+from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.text import CLIPConfig, CLIPText, T5Config, T5Encoder
@@ -33,6 +34,7 @@ NETWORKS = {
     "vae": (AutoencoderConfig, Autoencoder),
     "clip": (CLIPConfig, CLIPText),
     "t5": (T5Config, T5Encoder),
+    "liveportrait": (LivePortraitConfig, LivePortrait),
 }
 CHUNK = 1 << 26  # bytes; what one device reads at least of a sharded array
 

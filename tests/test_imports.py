@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     ("errors", "config", "parallel"),
     ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text"),
+    ("models.keypoints", "models.volume", "models.liveportrait"),
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
     ("data.video", "data.face", "data.toy", "data.records"),
     ("prompts", "checkpoint"),
