@@ -171,9 +171,9 @@ def mask_driving(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], image, np.uint8(GREY))
 
 
-def prepare_source(image: np.ndarray, size: int, pick: int = 0, name: str = "picture") -> np.ndarray:
-    """The portrait crop (size, size, 3) of the `pick`-th largest face; UserError where there is none."""
-    return crop(image, crop_box(track([image], pick, name).faces), size)
+def source_box(image: np.ndarray, pick: int = 0, name: str = "picture") -> Box:
+    """The portrait square of the `pick`-th largest face of a picture; UserError where there is none."""
+    return crop_box(track([image], pick, name).faces)
 
 
 def prepare_driving(path, size: int, pick: int = 0, progress: Callable = iter) -> Driving:
@@ -185,12 +185,15 @@ def prepare_driving(path, size: int, pick: int = 0, progress: Callable = iter) -
     return Driving(path, found, crop_box(found.faces), size)
 
 
-def driving_frames(driving: Driving) -> Iterator[DrivingFrame]:
-    """Second pass: the crops and their masked twins, one frame in memory at a time."""
+def driving_frames(driving: Driving, masks: Callable | None = None) -> Iterator[DrivingFrame]:
+    """Second pass: the crops and their masked twins, one frame in memory at a time.
+
+    `masks` gives what is kept of the crop of a frame, by its index: windows by default.
+    """
+    windows = lambda index: region_mask(in_crop(at(driving.track, index), driving.box, driving.size), driving.size)
     for index, frame in enumerate(read_frames(driving.path, stop=len(driving.track.found))):
         image = crop(frame.image, driving.box, driving.size)
-        mask = region_mask(in_crop(at(driving.track, index), driving.box, driving.size), driving.size)
-        yield DrivingFrame(image, mask_driving(image, mask), frame.time)
+        yield DrivingFrame(image, mask_driving(image, (masks or windows)(index)), frame.time)
 
 
 # Finding
