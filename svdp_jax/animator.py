@@ -10,7 +10,7 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,13 @@ from svdp_jax.data.scene import Scene, Take, quietly
 from svdp_jax.diffusion import flow, guidance, sampler
 from svdp_jax.models.vae import from_uint8, to_uint8
 from svdp_jax.prompts import prompt_of
+
+
+class Step(NamedTuple):
+    """A sampling step that is done, both counted from 0."""
+
+    segment: int
+    step: int
 
 
 class Animator:
@@ -96,25 +103,28 @@ class Animator:
         sound = None if isinstance(clip, video.Clip) else clip
         return video.VideoWriter(output, video.probe(clip).fps, sound, self.provenance)
 
-    def play(self, scene: Scene, **options) -> Iterator[Take]:
+    def play(self, scene: Scene, **options) -> Iterator[Take | Step]:
         """The scene's finished frames; `options` are those of `generate`."""
         taken = deque()  # driving frames whose results are still to come: a segment at most
         masked = (taken.append(frame) or frame.masked[None] for frame in scene.driver())
         for result in self.generate(scene.source[None], masked, **options):
-            yield Take(result[0], *taken.popleft())
+            yield result if isinstance(result, Step) else Take(result[0], *taken.popleft())
 
     def generate(
         self, source: np.ndarray, driving: Iterable[np.ndarray], seed: int = 0,
-        sampling: configs.Sampling | None = None, on_step: Callable[[int, int], None] | None = None,
-    ) -> Iterator[np.ndarray]:
+        sampling: configs.Sampling | None = None, watch: bool = False,
+    ) -> Iterator[np.ndarray | Step]:
         """Crops of many people at once: yields one picture for each driving one.
 
         source: (b y x 3) uint8 crops. driving: masked crops (b y x 3) uint8, as many as there
-        are; no more than a segment of them is held. on_step(segment, step) is called after every
-        sampling step, from 0, and may stop all by raising. Yields (b y x 3) uint8.
+        are; no more than a segment of them is held. Yields (b y x 3) uint8, and with `watch` also
+        a Step after each sampling step.
         """
         f, p = self.config.data.frames, self.config.data.past
         sampling = sampling or self.config.sampling
+        times, weights = flow.schedule(sampling.steps, sampling.shift), guidance.weights(sampling)
+        # All steps in one call, or one by one for somebody who watches.
+        stretches = [times[i : i + 2] for i in range(sampling.steps)] if watch else [times]
         source = self.encode(source)
         past = jnp.zeros((len(source), p, *source.shape[1:]), source.dtype)
         frames = iter(driving)
@@ -125,21 +135,14 @@ class Animator:
             padded = np.stack(chunk + [chunk[-1]] * (f - len(chunk)), axis=1)  # b f y x c
             conditions = {"source": source, "driving": self.encode(padded), "past": past}
             key = jax.random.fold_in(jax.random.key(seed), segment)
-            report = on_step and (lambda step: on_step(segment, step))
-            latents = self.sample(key, conditions, sampling, report)
-            past = latents[:, f - p :]
-            yield from np.moveaxis(np.asarray(self.decode(latents)), 1, 0)[: len(chunk)]
-
-    def sample(self, key, conditions: dict, sampling: configs.Sampling, report: Callable | None) -> jax.Array:
-        """Latents of one segment, b f y x c: all steps in one call, or one by one where somebody watches."""
-        x = jax.random.normal(key, conditions["driving"].shape, conditions["driving"].dtype)
-        times, weights = flow.schedule(sampling.steps, sampling.shift), guidance.weights(sampling)
-        if report is None:
-            return self.advance(self.state, x, times, weights, conditions)
-        for step in range(sampling.steps):
-            x = self.advance(self.state, x, times[step : step + 2], weights, conditions).block_until_ready()
-            report(step)
-        return x
+            x = jax.random.normal(key, conditions["driving"].shape, source.dtype)
+            for step, times in enumerate(stretches):
+                x = self.advance(self.state, x, times, weights, conditions)
+                if watch:
+                    jax.block_until_ready(x)
+                    yield Step(segment, step)
+            past = x[:, f - p :]
+            yield from np.moveaxis(np.asarray(self.decode(x)), 1, 0)[: len(chunk)]
 
 
 def provenance(fingerprint: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The built-in picture and driver: two people of the toy world, drawn when they are asked for."""
+"""The built-in pictures and drivers: people of the toy world, drawn when they are asked for."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from svdp_jax.data.landmarks import LAYOUTS
 
 SIZE = 256  # pixels
 FRAMES = 50  # four seconds
-SOURCE, DRIVER, MOTION = 14, 23, 3  # seeds
+PLAYS = ((14, 23, 3), (31, 26, 0), (7, 20, 1))  # seeds of source, driver and motion
 CORNERS = 16  # of an outline in a landmark file
 
 
@@ -27,9 +27,9 @@ class Example(NamedTuple):
     driving_crop: str = "none"
 
 
-def draw(folder: Path) -> Example:
-    """Writes the picture, the video and the exact landmarks of its faces into the folder."""
-    pictures, regions = jax.device_get(_render())
+def draw(folder: Path, seeds: tuple[int, int, int] = PLAYS[0]) -> Example:
+    """Writes a picture, a video and the exact landmarks of its faces into the folder."""
+    pictures, regions = jax.device_get(_render(jnp.array(seeds)))
     source, *frames = np.clip(pictures * 255 + 0.5, 0, 255).astype(np.uint8)
     names = Example(*(str(folder / name) for name in ("source.png", "driving.mp4", "landmarks.npy")))
     video.write_image(names.source, source)
@@ -42,11 +42,11 @@ def draw(folder: Path) -> Example:
 
 
 @jax.jit
-def _render() -> tuple[jax.Array, toy.Regions]:
+def _render(seeds: jax.Array) -> tuple[jax.Array, toy.Regions]:
     """Pictures (1 + f, h, w, 3) in [0, 1], the source's first, and regions (f, h, w) of the driver."""
-    people = jax.vmap(lambda seed: toy.sample_identity(jax.random.key(seed)))(jnp.array([SOURCE, DRIVER]))
+    people = jax.vmap(lambda seed: toy.sample_identity(jax.random.key(seed)))(seeds[:2])
     each = jax.tree.map(lambda field: jnp.repeat(field, jnp.array([1, FRAMES]), 0, total_repeat_length=1 + FRAMES), people)
-    motion = toy.sample_motion(jax.random.key(MOTION), FRAMES)
+    motion = toy.sample_motion(jax.random.key(seeds[2]), FRAMES)
     still = jax.tree.map(lambda field: jnp.zeros(1), motion)._replace(scale=jnp.ones(1))
     motions = jax.tree.map(lambda *fields: jnp.concatenate(fields), still, motion)
     driver = jax.tree.map(lambda field: field[1], people)

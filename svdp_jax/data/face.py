@@ -7,7 +7,6 @@ pixels, so that a shift, turn and scaling is `a * z + b`; left and right are the
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from functools import cache
 from typing import NamedTuple
 
 import cv2
@@ -199,14 +198,20 @@ def driving_frames(driving: Driving, masks: Callable | None = None) -> Iterator[
 # Finding
 
 
+class _Loaded(threading.local):
+    """The cascades of a thread, which two must not use at once; they go when the thread ends."""
+
+    def __init__(self):
+        self.cascades = {}
+
+
+_loaded = _Loaded()
+
+
 def _cascade(name: str) -> cv2.CascadeClassifier:
-    return _load_cascade(name, threading.get_ident())
-
-
-@cache
-def _load_cascade(name: str, thread: int) -> cv2.CascadeClassifier:
-    """One for each thread: a cascade must not be used by two at once."""
-    return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
+    if name not in _loaded.cascades:
+        _loaded.cascades[name] = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
+    return _loaded.cascades[name]
 
 
 def _search_copy(image):
