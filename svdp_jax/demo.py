@@ -252,7 +252,10 @@ def inputs(studio: Studio, examples: list[example.Example]) -> tuple[list, list,
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
     given = [source, driving, face, driving_face, source_crop, driving_crop, landmarks]
     rows = [[e.source, e.driving, e.source_crop, e.driving_crop, e.landmarks] for e in examples]
-    gr.Examples(rows, [source, driving, source_crop, driving_crop, landmarks], cache_examples=False)
+    gr.Examples(
+        rows, [source, driving, source_crop, driving_crop, landmarks], cache_examples=False,
+        example_labels=[f"Example {number}" for number in range(1, 1 + len(rows))],
+    )
     return given, [paste_back, steps, *weights, seed], (start, cancel)
 
 

@@ -42,7 +42,7 @@ MP4_CLOCK = 90_000  # ticks per second, at least
 H264_OPTIONS = {"crf": "16", "preset": "medium"}
 SMALLEST_SHOWN = 256  # pixels
 PNG_HEAD = 33  # bytes: signature and IHDR, after which text may stand
-GIF_END = b"\x3b"
+GIF_HEAD = 13  # bytes: signature and screen, after which a palette may stand
 BT709, SRGB_CURVE, STUDIO_RANGE = 1, 1, 1  # ffmpeg's numbers; bt709 shares one number for all three
 
 
@@ -519,12 +519,17 @@ class _Gif:
             self._comment("; ".join(f"{name}: {value}" for name, value in self.metadata.items()))
 
     def _comment(self, text):
-        """Puts a comment, which FFmpeg does not write, in front of the byte that ends the file."""
+        """Puts a comment, which FFmpeg does not write, before the first picture."""
         text = text.encode()
         parts = [text[i : i + 255] for i in range(0, len(text), 255)]
-        with open(self.path, "r+b") as file:
-            file.seek(-len(GIF_END), os.SEEK_END)
-            file.write(b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0" + GIF_END)
+        comment = b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+        commented = self.path.with_suffix(".commented")
+        with open(self.path, "rb") as old, open(commented, "wb") as new:
+            head = old.read(GIF_HEAD)
+            colours = 3 << (head[10] & 7) + 1 if head[10] & 0x80 else 0  # bytes of the palette for all pictures
+            new.write(head + old.read(colours) + comment)
+            shutil.copyfileobj(old, new)
+        os.replace(commented, self.path)
 
 
 class _Pictures:
