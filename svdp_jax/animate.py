@@ -2,90 +2,29 @@
 
 Makes the person in the source picture perform what the driver does. The face
 is found and cropped in both; the driver is seen only through windows on eyes,
-nose and mouth. The result has the driver's frames, frame rate and sound.
+nose and mouth. The result has the driver's frames, frame rate and sound, and
+says in its metadata that it is generated, by which version and checkpoint.
+
+`python -m svdp_jax.animate --demo` needs no files: it animates a drawn portrait
+with the model that comes with the package.
 """
 
 import argparse
-import itertools
+import dataclasses
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
-from functools import partial
+import tempfile
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
-from svdp_jax import checkpoint, config as configs
-from svdp_jax.data import face, video
-from svdp_jax.diffusion import sampler
-from svdp_jax.errors import say_errors
-from svdp_jax.models.vae import from_uint8, to_uint8
-from svdp_jax.prompts import load_prompt
+from svdp_jax.animator import Animator
+from svdp_jax.config import Sampling
+from svdp_jax.data import example, face
+from svdp_jax.data.scene import CROPS
+from svdp_jax.errors import UserError, say_errors
 
-SMALLEST_SHOWN = 256  # pixels
-
-
-def prompt_of(config: configs.Config) -> tuple[np.ndarray, np.ndarray]:
-    """Text (t, w) and pooled (w,) of the config's prompt; zeros where it has none."""
-    backbone = config.model.backbone
-    if not config.prompt:
-        return np.zeros((1, backbone.text_width), np.float32), np.zeros(backbone.pooled_width, np.float32)
-    return load_prompt(Path(config.prompt))
-
-
-class Animator:
-    """A trained model, ready to make videos of any length, segment by segment."""
-
-    def __init__(self, config: configs.Config, model: nnx.Module, codec):
-        self.config = config
-        graph, state = nnx.split(model)
-        self.state = jax.tree.map(lambda w: w.astype(config.dtype), state)
-        text, pooled = (jnp.asarray(x, config.dtype) for x in prompt_of(config))
-        self.encode = jax.jit(lambda pixels: codec.encode(from_uint8(pixels, config.dtype)))
-
-        @jax.jit
-        def segment(state, noise, source, driving, past):
-            b = len(source)
-            repeated = (jnp.broadcast_to(x, (b, *x.shape)) for x in (text, pooled))
-            conditions = {"source": source, "driving": driving, "past": past}
-            latents = sampler.sample(
-                nnx.merge(graph, state), noise, *repeated, conditions, config.model, config.sampling
-            )
-            return latents, to_uint8(codec.decode(latents))
-
-        self.segment = segment
-
-    @classmethod
-    def load(cls, folder: Path) -> "Animator":
-        """From a work folder of `svdp_jax.train`, or its `model`."""
-        config, model = checkpoint.load_model(folder)
-        return cls(config, model, checkpoint.load_codec(config.model.codec))
-
-    def animate(self, source: np.ndarray, driving: Iterable[np.ndarray], seed: int = 0) -> Iterator[np.ndarray]:
-        """Yields one picture for each driving one, as segments are finished.
-
-        source: (b y x 3) uint8 crops. driving: masked crops (b y x 3) uint8, as many as there
-        are; no more than a segment of them is held. Yields (b y x 3) uint8.
-        """
-        f, p = self.config.data.frames, self.config.data.past
-        source = self.encode(source)
-        past = jnp.zeros((len(source), p, *source.shape[1:]), source.dtype)
-        frames = iter(driving)
-        for index in itertools.count():
-            chunk = list(itertools.islice(frames, f))
-            if not chunk:
-                return
-            padded = np.stack(chunk + [chunk[-1]] * (f - len(chunk)), axis=1)  # b f y x c
-            key = jax.random.fold_in(jax.random.key(seed), index)
-            driven = self.encode(padded)
-            noise = jax.random.normal(key, driven.shape, driven.dtype)
-            latents, pixels = self.segment(self.state, noise, source, driven, past)
-            past = latents[:, f - p :]
-            yield from np.moveaxis(np.asarray(pixels), 1, 0)[: len(chunk)]
+# Options that `data.scene.prepare` takes under the same names.
+FINDING = ("face", "driving_face", "source_crop", "driving_crop", "landmarks")
 
 
 def main() -> None:
@@ -95,46 +34,73 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--source", required=True, metavar="PICTURE", help="a portrait: photograph, painting, drawing")
-    add("--driving", required=True, metavar="VIDEO", help="a video of a face")
-    add("--output", required=True, metavar="FILE", help="out.mp4, out.gif, or out.png for a folder of pictures")
-    add("--checkpoint", required=True, type=Path, metavar="DIR", help="a work folder of svdp_jax.train")
+    add("--source", metavar="PICTURE", help="a portrait: photograph, painting, drawing")
+    add("--driving", metavar="VIDEO", help="a video of a face")
+    add("--output", metavar="FILE", help="out.mp4, out.gif, or out.png for a folder of pictures")
+    add("--checkpoint", type=Path, metavar="DIR",
+        help="a work folder of svdp_jax.train (default: the model that comes with the package)")
+    add("--demo", action="store_true", help="animate the built-in picture with the built-in driver, to demo.mp4")
     add("--compare", action="store_true", help="show source, crop, masked driver and result side by side")
-    add("--face", type=int, default=0, metavar="K", help="which face, 0 being the largest (default 0)")
+    add("--paste-back", action="store_true",
+        help="put the result back into the whole picture, with a soft rim; the output has the picture's size")
+    add("--face", type=count, default=0, metavar="K",
+        help="which face of several, 0 being the largest (default 0)")
+    add("--driving-face", type=count, metavar="K", help="the same for the video alone (default: as --face)")
+    add("--source-crop", choices=CROPS, default="auto",
+        help="auto crops around the face; none takes the largest centred square (default auto)")
+    add("--driving-crop", choices=CROPS, default="auto", help="the same for the video, as of one already cropped")
+    add("--landmarks", type=Path, metavar="FILE",
+        help="the driver's landmarks in every frame instead of our own finder: .npy or .json of pixels "
+        "(frames, points, 2), 68 (iBUG, dlib) or 468 or 478 (MediaPipe) points")
+    add("--steps", type=positive, metavar="N", help="sampling steps (default: the checkpoint's)")
+    add("--guidance", type=float, nargs=3, metavar=("S", "D", "P"),
+        help="how strongly to follow source, driver and past frames (default: the checkpoint's)")
     add("--seed", type=int, default=0)
     options = parser.parse_args()
     say_errors("animate", lambda: run(options))
 
 
+def count(text: str) -> int:
+    """An argument that is 0, 1, 2, ..."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0, 1, 2, ...")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not count(text):
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(text)
+
+
 def run(options: argparse.Namespace) -> None:
-    info = video.probe(options.driving)
+    if options.demo:
+        with tempfile.TemporaryDirectory() as folder:
+            animate(options, **example.draw(Path(folder))._asdict())
+        return
+    given = {name: getattr(options, name) for name in ("source", "driving", "output")}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} must be given; or try --demo, which needs no files.")
+    finding = {name: getattr(options, name) for name in FINDING}
+    animate(options, given["source"], given["driving"], **finding)
+
+
+def animate(options: argparse.Namespace, source, driving, **finding) -> None:
     animator = Animator.load(options.checkpoint)
-    size = animator.config.data.size
-    source = face.prepare_source(video.read_image(options.source), size, options.face, options.source)
-    with video.VideoWriter(options.output, info.fps, audio_from=options.driving) as writer:
-        frames = face.driving_frames(find_driver(options, info.frames, size))
-        taken = deque()  # driving frames whose results are still to come: a segment at most
-        masked = (taken.append(frame) or frame.masked[None] for frame in frames)
-        results = animator.animate(source[None], masked, options.seed)
-        for result in tqdm(results, total=info.frames, desc="Animating", unit="frame"):
-            frame = taken.popleft()
-            shown = (source, frame.crop, frame.masked, result[0]) if options.compare else result
-            writer.write(video.side_by_side([enlarged(picture) for picture in shown]), frame.time)
+    output = options.output or "demo.mp4"
+    scene = animator.save(
+        output, source, driving, paste_back=options.paste_back, compare=options.compare,
+        seed=options.seed, sampling=sampling(options, animator.config.sampling), show=tqdm, **finding,
+    )
+    for first, last in face.missing(scene.driving.track):
+        print(f"No face in frames {first} to {last} of {driving}: bridged.", file=sys.stderr)
+    print(f"{output}: {scene.info.frames} frames at {float(scene.info.fps):.5g} per second.")
 
 
-def find_driver(options: argparse.Namespace, frames: int, size: int) -> face.Driving:
-    """First pass over the driving video, with a word on frames that show no face."""
-    progress = partial(tqdm, total=frames, desc="Following the face", unit="frame")
-    driving = face.prepare_driving(options.driving, size, options.face, progress)
-    for first, last in face.missing(driving.track):
-        print(f"No face in frames {first} to {last} of {options.driving}: bridged.", file=sys.stderr)
-    return driving
-
-
-def enlarged(picture: np.ndarray) -> np.ndarray:
-    """Small models' pictures in whole multiples, large enough to watch."""
-    times = -(-SMALLEST_SHOWN // picture.shape[0])
-    return video.resize(picture, (times * picture.shape[1], times * picture.shape[0]))
+def sampling(options: argparse.Namespace, usual: Sampling) -> Sampling:
+    guidance = dict(zip(("source", "driving", "past"), options.guidance or ()))
+    return dataclasses.replace(usual, steps=options.steps or usual.steps, **guidance)
 
 
 if __name__ == "__main__":

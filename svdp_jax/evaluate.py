@@ -19,9 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from svdp_jax import config as configs
-from svdp_jax.animate import Animator, enlarged
+from svdp_jax.animator import Animator
 from svdp_jax.data import toy, video
 from svdp_jax.data.records import to_uint8
+from svdp_jax.data.video import enlarged
 from svdp_jax.errors import say_errors
 
 UNSEEN = 1 << 20  # seed of people and motions for scoring only
@@ -49,7 +50,7 @@ def unseen_clips(data: configs.Data, count: int) -> Clips:
 def generate(animator: Animator, clips: Clips) -> np.ndarray:
     """Videos (b f y x c) uint8 of all clips at once, segment after segment."""
     driving = np.moveaxis(clips.driving, 1, 0)
-    frames = animator.animate(clips.source, driving)
+    frames = animator.generate(clips.source, driving)
     return np.stack(list(tqdm(frames, total=len(driving), desc="Sampling", unit="frame")), 1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from svdp_jax.config import Config
 from svdp_jax.errors import UserError
 from svdp_jax.models.text import sd3_prompt
 
@@ -76,3 +77,11 @@ def load_prompt(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f"{path} is no encoded prompt ({error}); make one with `python -m convert prompt`."
         ) from None
+
+
+def prompt_of(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Text (t, w) and pooled (w,) of the config's prompt; zeros where it has none."""
+    backbone = config.model.backbone
+    if not config.prompt:
+        return np.zeros((1, backbone.text_width), np.float32), np.zeros(backbone.pooled_width, np.float32)
+    return load_prompt(Path(config.prompt))

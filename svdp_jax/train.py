@@ -29,12 +29,13 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from svdp_jax import checkpoint, config as configs, evaluate, parallel
-from svdp_jax.animate import prompt_of
+from svdp_jax.animator import Animator
 from svdp_jax.data import face, records
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import each_frame, from_uint8
+from svdp_jax.prompts import prompt_of
 
 
 class State(NamedTuple):
@@ -313,7 +314,7 @@ def main(arguments: list[str]) -> None:
     if jax.process_index() > 0:
         return
     if config.data.source == "toy" and config.evaluate:
-        animator = evaluate.Animator.load(workdir)
+        animator = Animator.load(workdir)
         print(evaluate.table(evaluate.evaluate(animator, config.evaluate, workdir / "results")))
     print(f"The model is in {workdir / 'model'}; animate with --checkpoint {workdir}.")
 

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from svdp_jax import config as configs
+from svdp_jax.data import example
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -26,6 +27,14 @@ def portraits() -> Path:
     if not REAL.is_dir():
         pytest.skip(f"real clips are not at {REAL}")
     return REAL
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> example.Example:
+    """The first built-in example, but of 8 frames."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example, "FRAMES", 8)
+        yield example.draw(tmp_path_factory.mktemp("drawn"))
 
 
 def tiny_model(**video) -> configs.Model:

@@ -1,25 +1,31 @@
 """The product, with a model that knows nothing: everything but the likeness is checked."""
 
+import dataclasses
+import os
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from svdp_jax import checkpoint, config as configs
-from svdp_jax.animate import Animator
-from svdp_jax.data import video
+import svdp_jax
+from svdp_jax import animate, checkpoint, config as configs, shipped
+from svdp_jax.animator import Animator, Step
+from svdp_jax.data import face, video
+from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
 from conftest import randomized, tiny_model
 
 ROOT = Path(__file__).parents[1]
+BACKBONE = dataclasses.replace(tiny_model().backbone, blocks=2)  # half the time to compile
 CONFIG = configs.Config(
-    "tiny", tiny_model(), data=configs.Data(size=16, frames=4, past=2),
+    "tiny", dataclasses.replace(tiny_model(), backbone=BACKBONE), data=configs.Data(size=16, frames=4, past=2),
     sampling=configs.Sampling(steps=2), dtype="float32",
 )
 
@@ -46,54 +52,56 @@ def pictures(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 1, 16, 16, 3), np.uint8)
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "svdp_jax.animate", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+def command(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["animate", *map(str, arguments)])
+    animate.main()
 
 
 def test_any_length_comes_out_as_long(animator):
     for length in (1, 4, 5, 11):
-        frames = list(animator.animate(pictures(1)[0], pictures(length)))
+        frames = list(animator.generate(pictures(1)[0], pictures(length)))
         assert len(frames) == length and frames[0].shape == (1, 16, 16, 3)
 
 
 def test_frames_come_segment_by_segment(animator):
     drawn = []
-    stream = animator.animate(pictures(1)[0], (drawn.append(x) or x for x in pictures(12)))
+    stream = animator.generate(pictures(1)[0], (drawn.append(x) or x for x in pictures(12)))
     next(stream)
     assert len(drawn) == 4
 
 
 def test_the_last_segment_is_padded_without_a_trace(animator):
     """The first frames do not depend on how the video goes on in the next segment."""
-    short = list(animator.animate(pictures(1)[0], pictures(8)))
-    long = list(animator.animate(pictures(1)[0], pictures(11)))
+    short = list(animator.generate(pictures(1)[0], pictures(8)))
+    long = list(animator.generate(pictures(1)[0], pictures(11)))
     assert all((a == b).all() for a, b in zip(short, long))
 
 
 def test_the_past_of_a_segment_is_the_end_of_the_one_before(animator, monkeypatch):
-    seen, original = [], animator.segment
+    seen, original = [], animator.advance
 
-    def spy(state, noise, source, driving, past):
-        out = original(state, noise, source, driving, past)
-        seen.append((np.asarray(past), np.asarray(out[0])))
+    def spy(state, x, times, weights, conditions):
+        out = original(state, x, times, weights, conditions)
+        seen.append((np.asarray(conditions["past"]), np.asarray(out)))
         return out
 
-    monkeypatch.setattr(animator, "segment", spy)
-    list(animator.animate(pictures(1)[0], pictures(12)))
+    monkeypatch.setattr(animator, "advance", spy)
+    list(animator.generate(pictures(1)[0], pictures(12)))
     assert not seen[0][0].any()
     for (_, before), (past, _) in zip(seen, seen[1:]):
         np.testing.assert_array_equal(past, before[:, -2:])
 
 
 def test_one_shape_compiles(animator):
-    list(animator.animate(pictures(1)[0], pictures(11)))
-    assert animator.segment._cache_size() == 1
+    list(animator.generate(pictures(1)[0], pictures(11)))
+    before = animator.advance._cache_size()
+    list(animator.generate(pictures(1)[0], pictures(5), 2))
+    assert animator.advance._cache_size() == before
 
 
 def test_a_seed_gives_one_video(animator):
-    once, again = (np.stack(list(animator.animate(pictures(1)[0], pictures(5), 3))) for _ in range(2))
-    other = np.stack(list(animator.animate(pictures(1)[0], pictures(5), 4)))
+    once, again = (np.stack(list(animator.generate(pictures(1)[0], pictures(5), 3))) for _ in range(2))
+    other = np.stack(list(animator.generate(pictures(1)[0], pictures(5), 4)))
     assert (once == again).all() and (once != other).any()
 
 
@@ -104,15 +112,123 @@ def test_a_saved_model_is_the_model(trained, animator):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_real_picture_follows_a_real_video(trained, portraits, tmp_path):
-    driving, out = portraits / "d18.mp4", tmp_path / "out.mp4"
-    result = command(
-        "--source", portraits / "s9.jpg", "--driving", driving, "--output", out,
-        "--checkpoint", trained, "--compare",
+def test_steps_can_be_watched_and_change_nothing(animator):
+    plain = list(animator.generate(pictures(1)[0], pictures(6)))
+    watched = list(animator.generate(pictures(1)[0], pictures(6), watch=True))
+    steps = [event for event in watched if isinstance(event, Step)]
+    assert steps == [(0, 0), (0, 1), (1, 0), (1, 1)] and watched[6] == (1, 0)
+    frames = [event for event in watched if not isinstance(event, Step)]
+    assert np.abs(np.stack(frames).astype(int) - np.stack(plain)).max() <= 1
+
+
+def test_guidance_and_steps_are_chosen_without_compiling_again(animator):
+    usual = animator.config.sampling
+    make = lambda **changes: np.stack(list(animator.generate(
+        pictures(1)[0], pictures(4), sampling=dataclasses.replace(usual, **changes), watch=True
+    ))[-4:])
+    strong, before = make(source=2.5), animator.advance._cache_size()
+    assert (strong != make(source=3.5)).any() and (strong != make(source=2.5, steps=3)).any()
+    assert animator.advance._cache_size() == before
+
+
+# --- a model that is shipped
+
+
+def test_an_exported_model_is_the_model(trained, animator, tmp_path, monkeypatch):
+    shipped.export(trained, tmp_path / "toy")
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"config.json", "manifest.json", shipped.ARRAYS}
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "toy")
+    loaded = Animator.load()
+    assert loaded.config == CONFIG
+    for a, b in zip(jax.tree.leaves(loaded.state), jax.tree.leaves(animator.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    arrays = tmp_path / "toy" / shipped.ARRAYS
+    arrays.write_bytes(arrays.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="damaged"):
+        Animator.load()
+
+
+def test_what_is_too_heavy_is_not_exported(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "LIMIT", 1000)
+    with pytest.raises(UserError, match="bytes of weights"):
+        shipped.export(trained, tmp_path / "toy")
+    assert not list(tmp_path.iterdir())
+
+
+# --- the library
+
+
+def test_arrays_in_frames_out(animator, drawn):
+    source = video.read_image(drawn.source)
+    clip = np.stack([frame.image for frame in video.read_frames(drawn.driving)])
+    options = {"source_crop": "none", "driving_crop": "none", "landmarks": drawn.landmarks}
+    from_arrays = list(animator.animate(source, clip, **options))
+    from_paths = list(animator.animate(drawn.source, drawn.driving, **options))
+    assert len(from_arrays) == len(clip) and from_arrays[0].shape == (256, 256, 3)
+    assert all((a == b).all() for a, b in zip(from_arrays, from_paths, strict=True))
+
+
+def test_saved_file_shows_the_frames_and_says_that_it_is_generated(animator, drawn, tmp_path):
+    options = {**drawn._asdict(), "compare": True}
+    for suffix in ("mp4", "gif", "png"):
+        animator.save(tmp_path / f"out.{suffix}", **options)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        tags = dict(container.metadata)
+    assert animator.provenance.items() <= tags.items()
+    words = (f"svdp_jax {svdp_jax.__version__}", "AI-generated", "checkpoint unsaved")
+    gif, png = (tmp_path / "out.gif").read_bytes(), (tmp_path / "out" / "00007.png").read_bytes()
+    for data in (gif, png):
+        assert all(word.encode() in data.replace(b"\xff", b"") for word in words)
+    assert video.probe(tmp_path / "out.gif").frames == video.probe(tmp_path / "out.mp4").frames == 8
+    assert cv2.imread(str(tmp_path / "out" / "00007.png")).shape == (256, 4 * 256 + 3 * 4, 3)
+
+
+def test_the_checkpoint_is_named_by_its_content(trained, tmp_path):
+    one = Animator.load(trained).provenance["comment"]
+    assert one == Animator.load(trained / "model").provenance["comment"] and "sha256:" in one
+    config = dataclasses.replace(CONFIG, name="other")
+    _, weights, constants = nnx.split(SVDP(CONFIG.model, nnx.Rngs(1)), nnx.Param, ...)
+    checkpoint.save_model(tmp_path / "model", config, weights, constants)
+    assert Animator.load(tmp_path).provenance["comment"] != one
+
+
+def test_readme_example_runs(trained, drawn, tmp_path):
+    text = (ROOT / "README.md").read_text().split("<!-- library example -->")[1]
+    code = text.split("```python")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 12
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "toy_cpu").symlink_to(trained)
+    (tmp_path / "me.png").symlink_to(drawn.source)
+    (tmp_path / "driver.mp4").symlink_to(drawn.driving)
+    (tmp_path / "landmarks.npy").symlink_to(drawn.landmarks)
+    (tmp_path / "example.py").write_text(code)
+    result = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["(256, 256, 3)"] * 8 and (tmp_path / "out.mp4").exists()
+
+
+# --- the command
+
+
+def test_the_demo_needs_no_files(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipped, "FOLDER", trained / "model")
+    command(monkeypatch, "--demo", "--steps", 1, "--guidance", 3, 2.5, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.mp4"]
+    assert "demo.mp4: 8 frames at 12.5 per second" in capsys.readouterr().out
+
+
+def test_a_real_picture_follows_a_real_video(trained, portraits, tmp_path, monkeypatch):
+    driving, out = portraits / "d18.mp4", tmp_path / "out.mp4"
+    command(
+        monkeypatch, "--source", portraits / "s9.jpg", "--driving", driving, "--output", out,
+        "--checkpoint", trained, "--compare",
+    )
     made, driver = video.probe(out), video.probe(driving)
-    assert made.frames == driver.frames and made.fps == driver.fps == 30
+    assert made.frames == driver.frames == 216 and made.fps == driver.fps == 30
     assert made.has_audio and abs(made.duration - driver.duration) <= Fraction(1, 30)
     with av.open(str(out)) as container:
         sound = container.streams.audio[0]
@@ -120,29 +236,59 @@ def test_a_real_picture_follows_a_real_video(trained, portraits, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
+def test_pasted_back_only_the_crop_changes(animator, portraits):
+    picture = video.read_image(portraits / "s9.jpg")
+    clip = np.stack([frame.image for frame in video.read_frames(portraits / "d18.mp4", stop=3)])
+    left, top, side = face.source_box(picture)
+    for frame in animator.animate(picture, clip, paste_back=True):
+        assert frame.shape == picture.shape
+        changed = (frame != picture).any(-1)
+        assert changed[top : top + side, left : left + side].mean() > 0.8
+        changed[top : top + side, left : left + side] = False
+        assert not changed.any()
+
+
+def test_an_error_of_the_command_is_its_exit_code(tmp_path):
+    line = [sys.executable, "-m", "svdp_jax.animate", "--source", "a.png", "--driving", "a.mp4"]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr == "animate: --output must be given; or try --demo, which needs no files.\n"
+
+
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"--source": "grey.png"}, "face"),
+        ({"--source": "grey.png"}, "no face is found"),
+        ({"--driving": "grey.mp4"}, "no face is found"),
         ({"--driving": "text.mp4"}, "text.mp4"),
         ({"--driving": "empty.mp4"}, "empty.mp4"),
         ({"--source": "text.mp4"}, "text.mp4"),
         ({"--driving": "none.mp4"}, "none.mp4"),
         ({"--checkpoint": "nowhere"}, "nowhere"),
+        ({"--checkpoint": None}, "no model comes with"),
         ({"--output": "out.doc"}, ".mp4, .gif, .png"),
+        ({"--output": "missing/out.mp4"}, "does not exist"),
+        ({"--landmarks": "text.mp4"}, "no landmarks"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(trained, portraits, tmp_path, change, sentence):
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    trained, drawn, tmp_path, monkeypatch, capsys, change, sentence
+):
     video.write_image(tmp_path / "grey.png", np.full((64, 64, 3), 128, np.uint8))
+    with video.VideoWriter(tmp_path / "grey.mp4", 25) as writer:
+        writer.write(np.full((64, 64, 3), 128, np.uint8))
     (tmp_path / "text.mp4").write_text("this is no video")
     (tmp_path / "empty.mp4").touch()
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "not there")
     before = sorted(tmp_path.iterdir())
     arguments = {
-        "--source": portraits / "s9.jpg", "--driving": portraits / "d18.mp4",
+        "--source": drawn.source, "--driving": drawn.driving,
         "--output": tmp_path / "out.mp4", "--checkpoint": trained,
-    } | {name: tmp_path / value for name, value in change.items()}
-    result = command(*(part for pair in arguments.items() for part in pair))
-    assert result.returncode == 2
-    last = result.stderr.strip().splitlines()[-1]
+    } | {name: value and tmp_path / value for name, value in change.items()}
+    given = [part for name, value in arguments.items() if value for part in (name, value)]
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, *given)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("animate: ") and sentence in last
-    assert "Traceback" not in result.stderr and sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == before

@@ -125,7 +125,7 @@ def test_bridge_goes_straight_from_side_to_side():
 
 def test_no_face_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no face"):
-        face.prepare_source(canvas(), 64)
+        face.source_box(canvas())
     with video.VideoWriter(tmp_path / "empty.mp4", Fraction(25)) as writer:
         for _ in range(7):
             writer.write(canvas())
@@ -225,7 +225,8 @@ def test_real_pictures(name):
     found, truth = face.detect(image)[0], np.array(PICTURES[name])
     away = abs(np.array([found.left_eye, found.right_eye, found.mouth]) - truth) / abs(truth[1] - truth[0])
     assert (away < [0.15, 0.15, 0.25]).all()
-    assert face.prepare_source(image, 128).shape == (128, 128, 3)
+    box = face.source_box(image)
+    assert box == face.crop_box(found) and face.crop(image, box, 128).shape == (128, 128, 3)
 
 
 # In some frames: eyes, corners of the mouth and the lower edge of the lower lip, read off by eye.

@@ -22,12 +22,13 @@ def total(conditions, copies=1):
 @pytest.mark.parametrize("null", ["zeros", "drop"])
 def test_guidance_is_the_papers_formula(null):
     s, d, p = 2.0, 2.5, 1.5
-    result = guidance.guided(total, CONDITIONS, Sampling(source=s, driving=d, past=p), null)
+    weights = guidance.weights(Sampling(source=s, driving=d, past=p))
+    result = guidance.guided(total, CONDITIONS, weights, null)
     np.testing.assert_allclose(result, s * 1 + d * 10 + p * 100, rtol=1e-5)
 
 
 def test_weights_sum_to_one():
-    assert sum(guidance.weights(Sampling(source=2, driving=2.5, past=1))) == pytest.approx(1)
+    assert sum(guidance.weights(Sampling(source=2, driving=2.5, past=1)).values()) == pytest.approx(1)
 
 
 def test_weights_of_one_ask_only_for_everything():
@@ -37,8 +38,8 @@ def test_weights_of_one_ask_only_for_everything():
         calls.append(copies)
         return total(conditions)
 
-    sampling = Sampling(source=1.0, driving=1.0, past=1.0)
-    result = guidance.guided(predict, CONDITIONS, sampling, "zeros")
+    weights = guidance.weights(Sampling(source=1.0, driving=1.0, past=1.0))
+    result = guidance.guided(predict, CONDITIONS, weights, "zeros")
     np.testing.assert_allclose(result, 111)
     assert calls == [1]
 

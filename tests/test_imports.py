@@ -10,9 +10,9 @@ ROWS = (
     ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text"),
     ("models.keypoints", "models.volume", "models.liveportrait"),
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
-    ("data.video", "data.face", "data.toy", "data.records"),
-    ("prompts", "checkpoint"),
-    ("draw", "animate", "evaluate", "train", "plan"),
+    ("data.video", "data.face", "data.landmarks", "data.paste", "data.scene", "data.toy", "data.example", "data.records"),
+    ("prompts", "checkpoint", "shipped", "animator"),
+    ("draw", "animate", "evaluate", "train", "plan", "demo"),
 )
 ORDER = [module for row in ROWS for module in row]
 

@@ -7,7 +7,6 @@ pixels, so that a shift, turn and scaling is `a * z + b`; left and right are the
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from functools import cache
 from typing import NamedTuple
 
 import cv2
@@ -171,9 +170,9 @@ def mask_driving(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], image, np.uint8(GREY))
 
 
-def prepare_source(image: np.ndarray, size: int, pick: int = 0, name: str = "picture") -> np.ndarray:
-    """The portrait crop (size, size, 3) of the `pick`-th largest face; UserError where there is none."""
-    return crop(image, crop_box(track([image], pick, name).faces), size)
+def source_box(image: np.ndarray, pick: int = 0, name: str = "picture") -> Box:
+    """The portrait square of the `pick`-th largest face of a picture; UserError where there is none."""
+    return crop_box(track([image], pick, name).faces)
 
 
 def prepare_driving(path, size: int, pick: int = 0, progress: Callable = iter) -> Driving:
@@ -185,25 +184,34 @@ def prepare_driving(path, size: int, pick: int = 0, progress: Callable = iter) -
     return Driving(path, found, crop_box(found.faces), size)
 
 
-def driving_frames(driving: Driving) -> Iterator[DrivingFrame]:
-    """Second pass: the crops and their masked twins, one frame in memory at a time."""
+def driving_frames(driving: Driving, masks: Callable | None = None) -> Iterator[DrivingFrame]:
+    """Second pass: the crops and their masked twins, one frame in memory at a time.
+
+    `masks` gives what is kept of the crop of a frame, by its index: windows by default.
+    """
+    windows = lambda index: region_mask(in_crop(at(driving.track, index), driving.box, driving.size), driving.size)
     for index, frame in enumerate(read_frames(driving.path, stop=len(driving.track.found))):
         image = crop(frame.image, driving.box, driving.size)
-        mask = region_mask(in_crop(at(driving.track, index), driving.box, driving.size), driving.size)
-        yield DrivingFrame(image, mask_driving(image, mask), frame.time)
+        yield DrivingFrame(image, mask_driving(image, (masks or windows)(index)), frame.time)
 
 
 # Finding
 
 
+class _Loaded(threading.local):
+    """The cascades of a thread, which two must not use at once; they go when the thread ends."""
+
+    def __init__(self):
+        self.cascades = {}
+
+
+_loaded = _Loaded()
+
+
 def _cascade(name: str) -> cv2.CascadeClassifier:
-    return _load_cascade(name, threading.get_ident())
-
-
-@cache
-def _load_cascade(name: str, thread: int) -> cv2.CascadeClassifier:
-    """One for each thread: a cascade must not be used by two at once."""
-    return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
+    if name not in _loaded.cascades:
+        _loaded.cascades[name] = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
+    return _loaded.cascades[name]
 
 
 def _search_copy(image):

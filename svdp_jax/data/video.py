@@ -12,6 +12,7 @@ import shutil
 import struct
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +40,9 @@ RATES = [Fraction(n, d) for n in (24000, 30000, 60000, 120000) for d in (1000, 1
 MP4_AUDIO = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 MP4_CLOCK = 90_000  # ticks per second, at least
 H264_OPTIONS = {"crf": "16", "preset": "medium"}
+SMALLEST_SHOWN = 256  # pixels
+PNG_HEAD = 33  # bytes: signature and IHDR, after which text may stand
+GIF_HEAD = 13  # bytes: signature and screen, after which a palette may stand
 BT709, SRGB_CURVE, STUDIO_RANGE = 1, 1, 1  # ffmpeg's numbers; bt709 shares one number for all three
 
 
@@ -61,8 +65,21 @@ class Frame(NamedTuple):
     time: Fraction  # seconds since the first frame of the clip
 
 
+class Clip(NamedTuple):
+    """A silent video in memory; `probe` and `read_frames` take it in place of a path."""
+
+    images: np.ndarray  # (f, h, w, 3) uint8 RGB
+    fps: Fraction
+
+    def __str__(self):
+        return "the clip"
+
+
 def probe(path) -> VideoInfo:
     """Reads the whole file, but decodes it only where packets alone cannot tell the frames."""
+    if isinstance(path, Clip):
+        count, height, width = path.images.shape[:3]
+        return VideoInfo(width, height, path.fps, count, count / path.fps, False)
     with _open(path) as (container, stream):
         first = next(_decode(path, container, stream), None)
         if first is None:
@@ -82,6 +99,10 @@ def read_frames(path, start: int = 0, stop: int | None = None) -> Iterator[Frame
     coarse to tell the difference, else the file's own. Frames that change size within the clip are
     scaled to the first one's. A file cut off in the middle warns and ends early.
     """
+    if isinstance(path, Clip):
+        stretch = enumerate(path.images[start:stop], start)
+        yield from (Frame(image, index / path.fps) for index, image in stretch)
+        return
     with _open(path) as (container, stream):
         rate, clock = _nominal_rate(stream), stream.time_base
         first, previous, size = None, Fraction(-1), None
@@ -309,7 +330,8 @@ class VideoWriter:
     Frames follow each other at `fps` exactly, or appear at the `time` given with each of them, in
     seconds from the start. `.mp4` also takes the sound of the video `audio_from`, copied packet by
     packet where the container allows, else encoded as AAC, kept in step with the pictures and cut
-    at the end of the last one; and `metadata`, such as {"comment": "..."}.
+    at the end of the last one. `metadata`, such as {"comment": "..."}, becomes tags of the MP4, the
+    comment of the GIF, text in every PNG.
     """
 
     def __init__(self, path, fps: Fraction, audio_from=None, metadata: dict[str, str] | None = None):
@@ -459,6 +481,7 @@ class _Gif:
     def __init__(self, path, shape, options):
         height, width = shape[:2]
         self.last = -1
+        self.path, self.metadata = path, options.metadata
         self.container = av.open(str(path), "w")
         self.stream = self.container.add_stream("gif", rate=100)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "pal8"
@@ -492,15 +515,30 @@ class _Gif:
             self._drain()
             self.container.mux(self.stream.encode())
         self.container.close()
+        if complete and self.metadata:
+            self._comment("; ".join(f"{name}: {value}" for name, value in self.metadata.items()))
+
+    def _comment(self, text):
+        """Puts a comment, which FFmpeg does not write, before the first picture."""
+        text = text.encode()
+        parts = [text[i : i + 255] for i in range(0, len(text), 255)]
+        comment = b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+        commented = self.path.with_suffix(".commented")
+        with open(self.path, "rb") as old, open(commented, "wb") as new:
+            head = old.read(GIF_HEAD)
+            colours = 3 << (head[10] & 7) + 1 if head[10] & 0x80 else 0  # bytes of the palette for all pictures
+            new.write(head + old.read(colours) + comment)
+            shutil.copyfileobj(old, new)
+        os.replace(commented, self.path)
 
 
 class _Pictures:
     def __init__(self, folder, shape, options):
-        self.folder, self.count = folder, 0
+        self.folder, self.count, self.metadata = folder, 0, options.metadata
         folder.mkdir()
 
     def write(self, image, time):
-        write_image(self.folder / f"{self.count:05}.png", image)
+        write_image(self.folder / f"{self.count:05}.png", image, self.metadata)
         self.count += 1
 
     def close(self, complete):
@@ -510,9 +548,18 @@ class _Pictures:
 WRITERS = {".mp4": _Mp4, ".gif": _Gif, ".png": _Pictures}
 
 
-def write_image(path, image: np.ndarray) -> None:
-    """One (h, w, 3) uint8 picture as PNG."""
-    Path(path).write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+def write_image(path, image: np.ndarray, metadata: dict[str, str] | None = None) -> None:
+    """One (h, w, 3) uint8 picture as PNG; `metadata` becomes text chunks with capitalised keywords."""
+    data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+    texts = [b"tEXt%s\0%s" % (k.capitalize().encode(), v.encode()) for k, v in (metadata or {}).items()]
+    chunks = [struct.pack(">I", len(t) - 4) + t + struct.pack(">I", zlib.crc32(t)) for t in texts]
+    Path(path).write_bytes(data[:PNG_HEAD] + b"".join(chunks) + data[PNG_HEAD:])
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """A small model's picture in a whole multiple of its size, large enough to watch."""
+    times = -(-SMALLEST_SHOWN // image.shape[0])
+    return resize(image, (times * image.shape[1], times * image.shape[0]))
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -14,10 +14,10 @@ from svdp_jax.config import Sampling
 CONDITIONS = ("source", "driving", "past")  # in the order in which levels gain them
 
 
-def weights(config: Sampling) -> tuple[float, ...]:
-    """Of the four levels; they sum to one."""
+def weights(config: Sampling) -> dict[int, float]:
+    """Of those of the four levels whose weight is not zero; they sum to one."""
     s, d, p = config.source, config.driving, config.past
-    return (1 - s, s - d, d - p, p)
+    return {i: w for i, w in enumerate((1 - s, s - d, d - p, p)) if abs(w) > 1e-6}
 
 
 def zeroed(conditions: dict, level: jax.Array) -> dict:
@@ -34,20 +34,19 @@ def dropped(conditions: dict, level: int) -> dict:
     return {name: conditions.get(name) for name in CONDITIONS[:level]}
 
 
-def guided(predict: Callable, conditions: dict, config: Sampling, null: str) -> jax.Array:
-    """The weighted sum of `predict(conditions, copies)` over the levels.
+def guided(predict: Callable, conditions: dict, weights: dict[int, float], null: str) -> jax.Array:
+    """The weighted sum of `predict(conditions, copies)` over the levels that `weights` names.
 
-    predict returns (copies b) ... for conditions of that batch size. Levels whose
-    weight is zero cost nothing; with null="zeros" the others are one batch.
+    predict returns (copies b) ... for conditions of that batch size. Levels without
+    a weight cost nothing; with null="zeros" the others are one batch.
     """
-    levels = [(i, w) for i, w in enumerate(weights(config)) if abs(w) > 1e-6]
     if null == "drop":
-        return sum(w * predict(dropped(conditions, i), 1) for i, w in levels)
-    copies, b = len(levels), conditions["source"].shape[0]
+        return sum(w * predict(dropped(conditions, i), 1) for i, w in weights.items())
+    copies, b = len(weights), conditions["source"].shape[0]
     tiled = {k: jnp.concatenate([x] * copies) for k, x in conditions.items() if x is not None}
-    level = jnp.repeat(jnp.array([i for i, _ in levels]), b)
+    level = jnp.repeat(jnp.array(list(weights)), b)
     branches = jnp.split(predict(zeroed(tiled, level), copies), copies)
-    return sum(w * branch for (_, w), branch in zip(levels, branches))
+    return sum(w * branch for w, branch in zip(weights.values(), branches))
 
 
 def with_dropout(

@@ -28,10 +28,25 @@ def sample(
     config: Model,
     sampling: Sampling,
 ) -> jax.Array:
-    """One segment of clean latents, b f y x c.
+    """One segment of clean latents, b f y x c; the other shapes as in `advance`."""
+    times = flow.schedule(sampling.steps, sampling.shift)
+    return advance(model, noise, times, text, pooled, conditions, config, guidance.weights(sampling))
 
-    noise: b f y x c. text: b t w, pooled: b w. conditions: source b y x c,
-    driving b f y x c, past b p y x c (or None where the model has no past).
+
+def advance(
+    model: Callable,
+    x: jax.Array,
+    times: jax.Array,
+    text: jax.Array,
+    pooled: jax.Array,
+    conditions: dict,
+    config: Model,
+    weights: dict[int, float],
+) -> jax.Array:
+    """Latents x, b f y x c, carried from the first to the last of some times of the schedule.
+
+    text: b t w, pooled: b w. conditions: source b y x c, driving b f y x c, past b p y x c
+    (or None where the model has no past). weights: `guidance.weights`; they may be traced.
     """
 
     def velocity(x, s):
@@ -41,6 +56,6 @@ def sample(
             prediction = model(xs, times, ts, ps, **conditions)
             return flow.velocity(prediction, xs, times, config.predict)
 
-        return guidance.guided(predict, conditions, sampling, config.video.null)
+        return guidance.guided(predict, conditions, weights, config.video.null)
 
-    return euler(velocity, noise, flow.schedule(sampling.steps, sampling.shift))
+    return euler(velocity, x, times)

@@ -1,0 +1,155 @@
+"""A trained model as a library: one picture and one video in, frames out as they are made.
+
+    from svdp_jax.animator import Animator
+
+    animator = Animator.load("runs/toy_cpu")
+    for frame in animator.animate("me.jpg", "driver.mp4"):
+        ...  # (h, w, 3) uint8
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import svdp_jax
+from svdp_jax import checkpoint, config as configs, shipped
+from svdp_jax.data import scene as scenes, video
+from svdp_jax.data.scene import Scene, Take, quietly
+from svdp_jax.diffusion import flow, guidance, sampler
+from svdp_jax.models.vae import from_uint8, to_uint8
+from svdp_jax.prompts import prompt_of
+
+
+class Step(NamedTuple):
+    """A sampling step that is done, both counted from 0."""
+
+    segment: int
+    step: int
+
+
+class Animator:
+    """A trained model, ready to make videos of any length, segment by segment.
+
+    `size` is the side of its pictures in pixels; `provenance` is what its files say of themselves.
+    """
+
+    def __init__(self, config: configs.Config, model: nnx.Module, codec, fingerprint: str = "unsaved"):
+        self.config, self.size = config, config.data.size
+        self.provenance = provenance(fingerprint)
+        graph, state = nnx.split(model)
+        self.state = jax.tree.map(lambda w: w.astype(config.dtype), state)
+        text, pooled = (jnp.asarray(x, config.dtype) for x in prompt_of(config))
+        self.encode = jax.jit(lambda pixels: codec.encode(from_uint8(pixels, config.dtype)))
+        self.decode = jax.jit(lambda latents: to_uint8(codec.decode(latents)))
+
+        @jax.jit
+        def advance(state, x, times, weights, conditions):
+            prompt = (jnp.broadcast_to(part, (len(x), *part.shape)) for part in (text, pooled))
+            network = nnx.merge(graph, state)
+            return sampler.advance(network, x, times, *prompt, conditions, config.model, weights)
+
+        self.advance = advance
+
+    @classmethod
+    def load(cls, folder=None) -> "Animator":
+        """From a work folder of `svdp_jax.train`, its `model`, or an exported one; without a name,
+        the model that comes with the package. UserError where there is none."""
+        folder = shipped.find(folder)
+        config, model = shipped.load(folder)
+        codec = checkpoint.load_codec(config.model.codec)
+        return cls(config, model, codec, shipped.fingerprint(folder))
+
+    def animate(
+        self, source, driving, *, paste_back: bool = False, compare: bool = False, seed: int = 0,
+        sampling: configs.Sampling | None = None, **finding,
+    ) -> Iterator[np.ndarray]:
+        """Yields a picture (h, w, 3) uint8 for each driving frame, as segments of them are finished.
+
+        source: a picture, as a path or (h, w, 3) uint8. driving: a video, as a path or pictures
+        (f, h, w, 3) uint8. paste_back: the whole source picture with the new portrait in it, at
+        its own size. compare: source, crop, masked driver and result side by side. sampling:
+        steps and guidance, the config's by default. finding: options of `data.scene.prepare`
+        (which face, cropping, landmarks, frame rate). UserError for what cannot be used.
+        """
+        scene = scenes.prepare(source, driving, self.size, **finding)
+        for take in self.play(scene, seed=seed, sampling=sampling):
+            yield scene.shown(take, compare, paste_back)
+
+    def save(
+        self, output, source, driving, *, paste_back: bool = False, compare: bool = False, seed: int = 0,
+        sampling: configs.Sampling | None = None, show: Callable = quietly, **finding,
+    ) -> Scene:
+        """Writes to `output` what `animate` yields: .mp4 with the driver's sound, .gif, or .png.
+
+        The file is there when it is complete, or not at all. show: wraps streams of frames, as
+        tqdm does. Returns what was found in the inputs.
+        """
+        clip = scenes.as_clip(driving, finding.get("fps", scenes.FPS))
+        with self.writer(output, clip) as writer:
+            scene = scenes.prepare(source, clip, self.size, show=show, **finding)
+            takes = self.play(scene, seed=seed, sampling=sampling)
+            for take in show(takes, total=scene.info.frames, desc="Animating", unit="frame"):
+                writer.write(scene.shown(take, compare, paste_back), take.time)
+        return scene
+
+    def writer(self, output, clip) -> video.VideoWriter:
+        """A writer of a video with the frame rate and sound of `clip`, marked as generated."""
+        sound = None if isinstance(clip, video.Clip) else clip
+        return video.VideoWriter(output, video.probe(clip).fps, sound, self.provenance)
+
+    def play(self, scene: Scene, **options) -> Iterator[Take | Step]:
+        """The scene's finished frames; `options` are those of `generate`."""
+        taken = deque()  # driving frames whose results are still to come: a segment at most
+        masked = (taken.append(frame) or frame.masked[None] for frame in scene.driver())
+        for result in self.generate(scene.source[None], masked, **options):
+            yield result if isinstance(result, Step) else Take(result[0], *taken.popleft())
+
+    def generate(
+        self, source: np.ndarray, driving: Iterable[np.ndarray], seed: int = 0,
+        sampling: configs.Sampling | None = None, watch: bool = False,
+    ) -> Iterator[np.ndarray | Step]:
+        """Crops of many people at once: yields one picture for each driving one.
+
+        source: (b y x 3) uint8 crops. driving: masked crops (b y x 3) uint8, as many as there
+        are; no more than a segment of them is held. Yields (b y x 3) uint8, and with `watch` also
+        a Step after each sampling step.
+        """
+        f, p = self.config.data.frames, self.config.data.past
+        sampling = sampling or self.config.sampling
+        times, weights = flow.schedule(sampling.steps, sampling.shift), guidance.weights(sampling)
+        # All steps in one call, or one by one for somebody who watches.
+        stretches = [times[i : i + 2] for i in range(sampling.steps)] if watch else [times]
+        source = self.encode(source)
+        past = jnp.zeros((len(source), p, *source.shape[1:]), source.dtype)
+        frames = iter(driving)
+        for segment in itertools.count():
+            chunk = list(itertools.islice(frames, f))
+            if not chunk:
+                return
+            padded = np.stack(chunk + [chunk[-1]] * (f - len(chunk)), axis=1)  # b f y x c
+            conditions = {"source": source, "driving": self.encode(padded), "past": past}
+            key = jax.random.fold_in(jax.random.key(seed), segment)
+            x = jax.random.normal(key, conditions["driving"].shape, source.dtype)
+            for step, times in enumerate(stretches):
+                x = self.advance(self.state, x, times, weights, conditions)
+                if watch:
+                    jax.block_until_ready(x)
+                    yield Step(segment, step)
+            past = x[:, f - p :]
+            yield from np.moveaxis(np.asarray(self.decode(x)), 1, 0)[: len(chunk)]
+
+
+def provenance(fingerprint: str) -> dict[str, str]:
+    """Tags for every file a model writes: that it is generated, by which program and weights."""
+    program = f"svdp_jax {svdp_jax.__version__}"
+    return {
+        "comment": f"AI-generated by {program}, checkpoint {fingerprint}; not a recording of a real event",
+        "software": program,
+        "digital_source_type": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+    }

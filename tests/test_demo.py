@@ -1,0 +1,285 @@
+"""The page: through its clients, and in a real browser where one is installed."""
+
+import dataclasses
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from svdp_jax import checkpoint, demo
+from svdp_jax.animator import Animator, Step
+from svdp_jax.data import example, video
+from svdp_jax.models.svdp import SVDP
+from test_animate import CONFIG
+from test_face import canvas
+
+gradio = pytest.importorskip("gradio", reason="the page needs Gradio, of the extra `demo`")
+client = pytest.importorskip("gradio_client")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]
+LONGEST = 5  # seconds
+
+
+@pytest.fixture(scope="module")
+def animator() -> Animator:
+    return Animator(CONFIG, SVDP(CONFIG.model, nnx.Rngs(0)), checkpoint.load_codec(CONFIG.model.codec))
+
+
+@pytest.fixture(scope="module")
+def served(animator, drawn) -> str:
+    """The address of a page. `drawn` comes first, for its short examples."""
+    with demo.serving(animator, LONGEST, "1mb", server_name="127.0.0.1") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def caller(served, tmp_path_factory) -> client.Client:
+    return client.Client(served, verbose=False, download_files=str(tmp_path_factory.mktemp("fetched")))
+
+
+@pytest.fixture
+def slow(animator, monkeypatch) -> list[float]:
+    """Sampling steps that take a while; the times at which they began."""
+    began, original = [], animator.advance
+
+    def advance(*arguments):
+        began.append(time.monotonic())
+        time.sleep(0.15)
+        return original(*arguments)
+
+    monkeypatch.setattr(animator, "advance", advance)
+    return began
+
+
+def arguments(files: example.Example, **changes) -> dict:
+    """Of the endpoint `animate`, whose names are those of its components' parameters."""
+    send = lambda path: client.handle_file(path) if path else None
+    given = {**files._asdict(), **changes}
+    return dict(
+        source=send(given["source"]), driving=send(given["driving"]), face=0, driving_face=0,
+        source_crop=given["source_crop"], driving_crop=given["driving_crop"], landmarks=send(given["landmarks"]),
+        paste_back=False, steps=2, guide_source=2.0, guide_driving=2.5, guide_past=1.0, seed=0,
+        api_name="/animate",
+    )  # fmt: skip
+
+
+def content(value) -> bytes:
+    path = value["video"] if isinstance(value, dict) else value
+    with open(path, "rb") as file:
+        return file.read()
+
+
+# --- through the client
+
+
+def test_a_client_gets_what_the_library_makes(caller, animator, drawn, tmp_path):
+    newest, progress, *files = caller.predict(**arguments(drawn))
+    assert progress == "Finished." and "data:image/jpeg" in newest
+    for value, compare in zip(files, (False, True)):
+        made, own = tmp_path / "made.mp4", tmp_path / "own.mp4"
+        made.write_bytes(content(value))
+        animator.save(own, compare=compare, **drawn._asdict())
+        assert video.probe(made) == video.probe(own)
+        pairs = zip(video.read_frames(made), video.read_frames(own), strict=True)
+        assert max(np.abs(a.image.astype(int) - b.image).mean() for a, b in pairs) < 0.5
+    again = caller.predict(**arguments(drawn))
+    assert [content(value) for value in again[2:]] == [content(value) for value in files]
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"driving": "text.mp4"}, "not a video that can be read"),
+        ({"source": "text.png"}, "text.png: not a picture"),
+        ({"source": "grey.png", "source_crop": "auto"}, "no face is found"),
+        ({"driving": "long.mp4"}, "the video has 6 seconds, but 5 are allowed"),
+        ({"source": None}, "give a picture and a driving video"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_the_page_lives_on(caller, drawn, tmp_path, change, sentence):
+    (tmp_path / "text.mp4").write_text("this is no video")
+    (tmp_path / "text.png").write_text("this is no picture")
+    video.write_image(tmp_path / "grey.png", canvas())
+    with video.VideoWriter(tmp_path / "long.mp4", 1) as writer:
+        for _ in range(6):
+            writer.write(canvas(32, 32))
+    change = {k: str(tmp_path / v) if k != "source_crop" and v else v for k, v in change.items()}
+    with pytest.raises(client.exceptions.AppError) as error:
+        caller.predict(**arguments(drawn, **change))
+    assert sentence in str(error.value) and "\n" not in str(error.value) and "/tmp" not in str(error.value)
+    assert caller.predict(**arguments(drawn))[1] == "Finished."
+
+
+def test_only_what_visitors_gave_or_got_is_served(served, caller, drawn, tmp_path):
+    import httpx
+
+    here = __file__
+    for path in ("/etc/passwd", here, "../../etc/passwd", f"{here}/../conftest.py", "README.md", "pyproject.toml"):
+        for prefix in ("gradio_api/file=", "file=", "gradio_api/file/"):
+            answer = httpx.get(f"{served}{prefix}{path}")
+            assert answer.status_code in (403, 404), (path, answer.status_code)
+            assert b"root:" not in answer.content and b"svdp" not in answer.content
+    (tmp_path / "secret.png").write_bytes(open(drawn.source, "rb").read())
+    for path in (tmp_path / "secret.png", here, "/etc/passwd"):
+        for name in ("source", "driving", "landmarks"):
+            stolen = arguments(drawn) | {name: {"path": str(path), "meta": {"_type": "gradio.FileData"}}}
+            with pytest.raises(Exception) as error:  # of the client's own kinds, by how far the path came
+                SimpleClient(caller).predict(**stolen)
+            assert "Finished" not in str(error.value)
+
+
+class SimpleClient:
+    """A client that sends paths as they are, as an attacker would."""
+
+    def __init__(self, caller):
+        self.caller = caller
+
+    def predict(self, api_name, **data):
+        import httpx
+
+        values = [value if isinstance(value, dict) or not hasattr(value, "keys") else dict(value) for value in data.values()]
+        root = f"{self.caller.src}gradio_api/call{api_name}"
+        number = httpx.post(root, json={"data": values}).raise_for_status().json()["event_id"]
+        events = httpx.get(f"{root}/{number}", timeout=60).text
+        if "event: error" in events:
+            raise PermissionError(events)
+        return events
+
+
+def test_an_upload_over_the_limit_is_refused(served):
+    import httpx
+
+    answer = httpx.post(f"{served}gradio_api/upload", files={"files": ("big.mp4", bytes(2_000_000))})
+    assert answer.status_code == 413
+    assert httpx.get(served).status_code == 200
+
+
+# --- behind the page
+
+
+@pytest.fixture
+def studio(animator, tmp_path) -> demo.Studio:
+    return demo.Studio(animator, tmp_path, LONGEST)
+
+
+def play(studio, drawn, visitor="a"):
+    choices = (0, 0, drawn.source_crop, drawn.driving_crop, drawn.landmarks)
+    request = SimpleNamespace(session_hash=visitor)
+    return studio.animate(drawn.source, drawn.driving, *choices, False, 2, 2.0, 2.5, 1.0, 0, request)
+
+
+def test_old_results_make_room(studio, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "KEPT", 2)
+    results = [list(play(studio, drawn))[-1][2:] for _ in range(5)]
+    (tmp_path / "upload").mkdir()
+    left = {str(path) for path in (tmp_path / demo.RESULTS).iterdir()}
+    assert left == {path for pair in results[-3:] for path in pair}
+    monkeypatch.setattr(demo, "FORGOTTEN", -1)
+    studio.new_paths()
+    assert [path.name for path in tmp_path.iterdir()] == [demo.RESULTS]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_stopped_animation_ends_at_the_next_step_and_leaves_nothing(studio, drawn, slow, tmp_path, closed):
+    running = play(studio, drawn)
+    while not slow:
+        next(running)
+    other, before = play(studio, drawn, "b"), len(slow)
+    next(other)
+    if closed:
+        running.close()
+    else:
+        studio.stop(SimpleNamespace(session_hash="a"))
+        assert list(running) == [("", "Stopped.", None, None)]
+    assert len(slow) <= before + 1 and list(studio.running) == ["b"]
+    assert not list((tmp_path / demo.RESULTS).iterdir())
+    assert list(other)[-1][1] == "Finished."
+
+
+def test_progress_counts_segments_steps_and_frames():
+    progress = demo.Progress(frames=10, segment=4, steps=5)
+    progress.step(Step(1, 2))
+    progress.done, progress.start = 4, time.monotonic() - 8
+    assert str(progress) == (
+        "<progress max=15 value=8></progress><br>Segment 2 of 3, step 3 of 5; 4 of 10 frames done, about 7 s left"
+    )
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed; `apt-get install chromium`")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by Playwright")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, served):
+    """A page on which the first example has been chosen, and its preview seen."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    page.goto(served)
+    page.get_by_text("Example 1").click()
+    page.wait_for_selector("#preview img")
+    return page
+
+
+def told(page) -> str:
+    return page.locator("#progress").inner_text()
+
+
+def until(condition, seconds=30):
+    """Waits for it; true unless it took too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_visitor_sees_all_of_it(browser, served, slow, animator, tmp_path):
+    page, other = opened(browser, served), opened(browser, served)
+    page.get_by_role("button", name="Animate").click()
+    assert until(lambda: "step" in told(page))
+    other.get_by_role("button", name="Animate").click()
+    assert until(lambda: "queue" in other.locator("body").inner_text().lower())
+    seen = set()
+    assert until(lambda: seen.add(told(page)) or "Finished." in told(page))
+    assert len([text for text in seen if "step" in text]) >= 3
+    movie = page.locator("#result video")
+    movie.evaluate("video => { video.muted = true; return video.play() }")
+    assert until(lambda: movie.evaluate("video => video.currentTime") > 0.1)
+    # The other visitor's turn has come; they change their mind.
+    assert until(lambda: "step" in told(other))
+    other.get_by_role("button", name="Cancel").click()
+    clicked = time.monotonic()
+    assert until(lambda: "Stopped." in told(other))
+    time.sleep(0.5)
+    assert len([began for began in slow if began > clicked]) <= 1
+    page.screenshot(path=tmp_path / "finished.png"), other.screenshot(path=tmp_path / "stopped.png")
+
+
+def test_a_visitor_is_told_what_is_wrong(browser, served, tmp_path):
+    page = opened(browser, served)
+    (tmp_path / "text.mp4").write_text("this is no video")
+    page.get_by_label("Clear").nth(1).click()
+    page.locator("#driving input[type=file]").set_input_files(tmp_path / "text.mp4")
+    toast = page.get_by_text("not a video that can be read")
+    assert until(lambda: toast.count())
+    big = tmp_path / "big.mp4"
+    big.write_bytes(bytes(2_000_000))
+    page.reload()
+    page.locator("#driving input[type=file]").set_input_files(big)
+    assert until(lambda: page.get_by_text("exceeds").count())
