@@ -193,12 +193,14 @@ def opening_error(result: np.ndarray, driving: np.ndarray) -> np.ndarray:
 def sync_distances(lips: np.ndarray, sound: np.ndarray) -> np.ndarray:
     """Mean distance of embeddings (w d) of lips and sound at each offset, (2 OFFSETS + 1,).
 
-    Sound beyond the clip's ends is zeros, as in the published evaluation.
+    The longer of the two is cut at the end. Sound beyond the clip's ends is zeros, as in the
+    published evaluation.
     Source: Chung and Zisserman 2016, "Out of time: automated lip sync in the wild".
     """
-    padded = np.pad(sound, ((OFFSETS, OFFSETS), (0, 0)))
+    count = min(len(lips), len(sound))
+    lips, padded = lips[:count], np.pad(sound[:count], ((OFFSETS, OFFSETS), (0, 0)))
     shifts = range(2 * OFFSETS + 1)
-    return np.array([np.linalg.norm(lips - padded[i : i + len(lips)], axis=1).mean() for i in shifts])
+    return np.array([np.linalg.norm(lips - padded[i : i + count], axis=1).mean() for i in shifts])
 
 
 def sync_distance(lips: np.ndarray, sound: np.ndarray) -> np.ndarray:
@@ -270,7 +272,8 @@ class Metric(NamedTuple):
 
     needs: the arguments of `measure`, each a feature and the videos it is made of, such as
     "identity result" (features: `measure.FEATURES`). better: higher or lower. perfect: the
-    value of a result that is its own reference, None where that depends on the clip.
+    value of a result that is its own reference, None where that depends on the clip. pooled:
+    one figure for all clips, from a `Gaussian` of each need.
     """
 
     measure: Callable[..., np.ndarray]
@@ -278,6 +281,7 @@ class Metric(NamedTuple):
     better: str
     unit: str = ""
     perfect: float | None = 0.0
+    pooled: bool = False
 
 
 def itself(values: np.ndarray) -> np.ndarray:
@@ -291,7 +295,7 @@ METRICS = {
     "SSIM": Metric(itself, ("ssim result reference",), "higher", perfect=1.0),
     "LPIPS (Alex)": Metric(itself, ("lpips_alex result reference",), "lower"),
     "LPIPS (VGG)": Metric(itself, ("lpips_vgg result reference",), "lower"),
-    "FVD": Metric(frechet, ("i3d result", "i3d reference"), "lower"),
+    "FVD": Metric(frechet, ("i3d result", "i3d reference"), "lower", pooled=True),
     "CSIM": Metric(csim, ("identity result", "identity source"), "higher", perfect=None),
     "Sync-C": Metric(sync_confidence, ("lips result", "sound result"), "higher", perfect=None),
     "Sync-D": Metric(sync_distance, ("lips result", "sound result"), "lower", perfect=None),
@@ -305,6 +309,6 @@ METRICS = {
         drift_of_identity, ("identity result", "identity source"), "lower", "/100 frames", None
     ),
     "leak": Metric(
-        leak_of_identity, ("identity result", "identity source", "identity driving"), "lower", perfect=None
+        leak_of_identity, ("identity result", "identity source", "identity driver"), "lower", perfect=None
     ),
 }

@@ -158,7 +158,7 @@ class I3D(nnx.Module):
                 mixed = Mixed(size, tuple(map(scaled, spec)), rngs)
                 setattr(self, name, mixed)
                 size = mixed.out
-        self.logits = nnx.Conv(size, config.classes, (1, 1, 1), rngs=rngs)
+        self.logits = nnx.Linear(size, config.classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Features (b, classes) of clips (b f y x 3) in [-1, 1]; FVD takes 16 frames of 224x224."""
@@ -167,8 +167,8 @@ class I3D(nnx.Module):
                 x = nnx.max_pool(x, *spec, "SAME")  # b f y x d
             else:
                 x = getattr(self, name)(x)  # b f y x d
-        x = nnx.avg_pool(x, (2, *x.shape[2:4]))  # b f 1 1 d
-        return self.logits(x).mean((1, 2, 3))
+        x = x.mean((2, 3))  # b f d
+        return self.logits((x[:, :-1] + x[:, 1:]) / 2).mean(1)
 
 
 # --- ArcFace
