@@ -22,6 +22,16 @@ from jax.experimental import multihost_utils
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
+from svdp_jax.models.metric_nets import (
+    I3D,
+    LPIPS,
+    ArcFace,
+    ArcFaceConfig,
+    I3DConfig,
+    LPIPSConfig,
+    SyncNet,
+    SyncNetConfig,
+)
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.text import CLIPConfig, CLIPText, T5Config, T5Encoder
@@ -35,6 +45,11 @@ NETWORKS = {
     "clip": (CLIPConfig, CLIPText),
     "t5": (T5Config, T5Encoder),
     "liveportrait": (LivePortraitConfig, LivePortrait),
+    "lpips_alex": (LPIPSConfig, LPIPS),
+    "lpips_vgg": (LPIPSConfig, LPIPS),
+    "i3d": (I3DConfig, I3D),
+    "arcface": (ArcFaceConfig, ArcFace),
+    "syncnet": (SyncNetConfig, SyncNet),
 }
 CHUNK = 1 << 26  # bytes; what one device reads at least of a sharded array
 

@@ -31,12 +31,16 @@ def randomize(module, seed=0):
     return module.eval().requires_grad_(False)
 
 
-def ported(module, network, config):
+UNUSED = {"encoder.embed_tokens.weight"}  # follows from another
+
+
+def ported(module, network, config, rename=lambda name: name):
     """Our network (a `convert.rules.Network`) with the weights of the PyTorch module."""
     model = nnx.eval_shape(lambda: network.build(config, nnx.Rngs(0)))
     layout, (graph, state) = network.layout(config), nnx.split(model)
-    wants, tensors = wanted(layout, named(state)), module.state_dict()
-    assert {want.name for want in wants.values()} == set(tensors) - {"encoder.embed_tokens.weight"}
+    wants = wanted(layout, named(state))
+    tensors = {rename(k): x for k, x in module.state_dict().items() if not k.endswith(".num_batches_tracked")}
+    assert {want.name for want in wants.values()} == set(tensors) - UNUSED
     arrays = {path: np.empty(leaf.shape, np.float32) for path, leaf in named(state).items()}
     for place, want in wants.items():
         value = layout.transform(tensors[want.name].numpy(), want.pattern)

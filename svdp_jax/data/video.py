@@ -203,6 +203,24 @@ def _upright(frame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
 
 
+def read_sound(path, rate: int) -> np.ndarray:
+    """The sound (n,) int16, mono, `rate` samples a second, from the first picture on; empty if there is none."""
+    with _open(path) as (container, stream):
+        if not container.streams.audio:
+            return np.zeros(0, np.int16)
+        sound, blocks, first = container.streams.audio[0], [], None
+        resampler = av.AudioResampler("s16", "mono", rate)
+        for packet in _packets(path, container, sound):
+            with contextlib.suppress(av.InvalidDataError):
+                for frame in packet.decode():
+                    first = frame.time if first is None else first
+                    blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
+        blocks += [block.to_ndarray()[0] for block in resampler.resample(None)]
+        late = round(((first or 0) - float((stream.start_time or 0) * stream.time_base)) * rate)
+    samples = np.concatenate([np.zeros(max(0, late), np.int16), *blocks])
+    return samples[max(0, -late) :]
+
+
 def _packet_ticks(path) -> list[int]:
     """Sorted presentation ticks of all frames from packets alone, or [] where these cannot tell."""
     ticks, sound = [], True
