@@ -6,11 +6,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # A module may import from its own row only what stands before it, and from rows above anything.
 ROWS = (
-    ("errors", "config", "parallel"),
+    ("errors", "files", "stop", "config", "parallel"),
     ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text"),
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
-    ("data.video", "data.face", "data.toy", "data.records"),
-    ("prompts", "checkpoint"),
+    ("data.video", "data.face", "data.toy", "data.records", "data.feed"),
+    ("prompts", "checkpoint", "runs", "preflight", "journal", "health"),
     ("draw", "animate", "evaluate", "train", "plan"),
 )
 ORDER = [module for row in ROWS for module in row]
