@@ -8,8 +8,7 @@ A weights folder holds `config.json` (which network, its config), `params/`
 import dataclasses
 import json
 import logging
-import shutil
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -21,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
+from svdp_jax.files import remove, verify, write_manifest, write_whole
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
 from svdp_jax.models.metric_nets import (
     I3D,
@@ -53,7 +53,7 @@ NETWORKS = {
 }
 CHUNK = 1 << 26  # bytes; what one device reads at least of a sharded array
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about every default
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
 
 
 def named(state) -> dict:
@@ -72,16 +72,43 @@ def replaced(state, arrays: dict):
 def save_weights(folder: Path, network: str, config, arrays: dict, facts: dict | None = None):
     """Writes a new weights folder. arrays: by dotted path; facts: more for config.json."""
     once(lambda: folder.mkdir(parents=True))
-    tree = {k: x if isinstance(x, jax.Array) else jax.device_put(x) for k, x in arrays.items()}
-    save_args = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in tree}
     # One gigabyte of copies at a time: the rest of the memory is for the arrays themselves.
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, use_compression=False)
     with ocp.Checkpointer(handler) as checkpointer:
-        args = ocp.args.PyTreeSave(tree, save_args=save_args)
-        checkpointer.save((folder / "params").absolute(), args=args)
+        checkpointer.save((folder / "params").absolute(), args=saved_as(arrays))
+    once(lambda: seal(folder, network, config, facts))
+
+
+def seal(folder: Path, network: str, config, facts: dict | None = None) -> None:
+    """Makes a weights folder of one that holds `params`: config.json, then the manifest."""
     about = {"network": network, "config": dataclasses.asdict(config)} | (facts or {})
-    once(lambda: (folder / "config.json").write_text(json.dumps(about, indent=2)))
-    once(lambda: write_manifest(folder))
+    write_whole(folder / "config.json", json.dumps(about, indent=2))
+    write_manifest(folder)
+
+
+def saved_as(arrays: dict) -> ocp.args.PyTreeSave:
+    tree = {k: x if isinstance(x, jax.Array) else jax.device_put(x) for k, x in arrays.items()}
+    return ocp.args.PyTreeSave(tree, save_args={k: ocp.SaveArgs(chunk_byte_size=CHUNK) for k in tree})
+
+
+class Saver:
+    """Writes trees of arrays into a new folder, one below each name, while the caller goes on."""
+
+    def __init__(self, *names: str):
+        handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in names}
+        self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+    def save(self, folder: Path, **trees: dict) -> None:
+        """Returns when the arrays are copied and may change. trees: arrays by dotted path."""
+        args = ocp.args.Composite(**{name: saved_as(tree) for name, tree in trees.items()})
+        self.checkpointer.save(folder.absolute(), args=args)
+
+    def wait(self) -> None:
+        """Returns when the last folder is on disk. Raises what went wrong with it."""
+        self.checkpointer.wait_until_finished()
+
+    def close(self) -> None:
+        self.checkpointer.close()
 
 
 def once(action: Callable[[], object]) -> None:
@@ -117,7 +144,7 @@ def abstract_network(folder: Path) -> nnx.Module:
 def load_network(folder: Path, dtype=None) -> nnx.Module:
     """The network of a weights folder, on one device, in the dtype given or that stored."""
     graph, state = nnx.split(abstract_network(folder))
-    stored = stored_arrays(folder)
+    stored = stored_arrays(folder / "params")
     typed = {
         path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf).dtype)
         for path, leaf in named(state).items()
@@ -132,22 +159,46 @@ def load_weights(folder: Path, state):
     files are damaged or do not fit the state.
     """
     verify(folder)
-    leaves, stored = named(state), stored_arrays(folder)
-    misfits = sorted(set(leaves) ^ set(stored))
-    misfits += [p for p in leaves if p in stored and leaves[p].shape != stored[p].shape]
-    if misfits:
-        raise UserError(
-            f"{folder} does not fit this network: {len(misfits)} parameters are missing, "
-            f"too many, or of another shape, such as {misfits[0]}."
-        )
+    return replaced(state, read_arrays(folder / "params", named(state)))
+
+
+def read_arrays(folder: Path, like: dict) -> dict:
+    """Arrays by dotted path, each with the shape, dtype and sharding of its twin in `like`.
+
+    Raises UserError that names what is missing, too many, or of another shape.
+    """
+    if faults := misfits(like, stored_arrays(folder)):
+        raise UserError(f"{folder} does not fit this network: {'; '.join(faults)}.")
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     restore_args = {
         path: ocp.ArrayRestoreArgs(
             sharding=leaf.sharding or here, global_shape=leaf.shape, dtype=leaf.dtype
         )
-        for path, leaf in leaves.items()
+        for path, leaf in like.items()
     }
-    return replaced(state, restore(folder, leaves, restore_args))
+    return restore(folder, like, restore_args)
+
+
+NAMED = 5  # parameters of each fault; one mistake often has hundreds
+
+
+def misfits(wanted: dict, stored: dict) -> list[str]:
+    """What keeps stored arrays from being the wanted ones, a clause for each kind of fault."""
+    shapes = {
+        f"{path} {stored[path].shape} instead of {leaf.shape}"
+        for path, leaf in wanted.items()
+        if path in stored and stored[path].shape != leaf.shape
+    }
+    faults = {
+        "missing": set(wanted) - set(stored),
+        "not part of it": set(stored) - set(wanted),
+        "of another shape": shapes,
+    }
+    return [
+        f"{len(names)} {fault}: {', '.join(sorted(names)[:NAMED])}{', ...' * (len(names) > NAMED)}"
+        for fault, names in faults.items()
+        if names
+    ]
 
 
 def load_parts(folder: Path, *states):
@@ -161,74 +212,54 @@ def load_parts(folder: Path, *states):
 def load_arrays(folder: Path) -> dict[str, np.ndarray]:
     """All parameters in host memory, as stored, by dotted path."""
     verify(folder)
-    stored = stored_arrays(folder)
-    return restore(folder, stored, {p: ocp.RestoreArgs(restore_type=np.ndarray) for p in stored})
+    stored = stored_arrays(folder / "params")
+    return restore(folder / "params", stored, {p: ocp.RestoreArgs(restore_type=np.ndarray) for p in stored})
 
 
 def restore(folder: Path, item: dict, restore_args: dict) -> dict:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
-        return checkpointer.restore((folder / "params").absolute(), args=args)
+        return checkpointer.restore(folder.absolute(), args=args)
 
 
 def stored_arrays(folder: Path) -> dict:
     """Shape and dtype of every stored array by dotted path."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata((folder / "params").absolute()).item_metadata.tree
+        tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
     return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in tree.items()}
 
 
-def files(folder: Path) -> dict[str, dict]:
-    """Size and CRC-32 of every file below the folder, by relative path."""
-
-    def entry(path):
-        crc = 0
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                crc = zlib.crc32(block, crc)
-        return {"bytes": path.stat().st_size, "crc32": crc}
-
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
-    return {str(path.relative_to(folder)): entry(path) for path in paths}
-
-
-def write_manifest(folder: Path) -> None:
-    (folder / "manifest.json").write_text(json.dumps(files(folder), indent=1))
-
-
-def verify(folder: Path) -> None:
-    """Raises UserError, naming the file, where a folder is not what its manifest says."""
-    try:
-        expected = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{folder} has no readable manifest.json; it was not saved whole.") from None
-    there = files(folder)
-    for name in sorted(expected):
-        if there.get(name) != expected[name]:
-            state = "is missing" if name not in there else "is damaged"
-            raise UserError(f"{folder / name} {state}; make or fetch these weights again.")
-
-
-# --- models and runs
+# --- trained models
 
 
 def save_model(folder: Path, config: configs.Config, weights, constants) -> None:
     """A trained model as a weights folder, complete or not at all; replaces an older one."""
     partial = folder.with_name(f".{folder.name}.partial")
-    once(lambda: shutil.rmtree(partial, ignore_errors=True))
-    arrays = named(weights) | named(constants)
-    save_weights(partial, "svdp", config.model, arrays, {"training": dataclasses.asdict(config)})
-    once(lambda: (shutil.rmtree(folder, ignore_errors=True), partial.rename(folder)))
+    once(lambda: remove(partial))
+    save_weights(partial, "svdp", config.model, named(weights) | named(constants), trained_with(config))
+    once(lambda: (remove(folder), partial.rename(folder)))
+
+
+def trained_with(config: configs.Config) -> dict:
+    """What the config.json of a trained model tells beside its network."""
+    return {"training": dataclasses.asdict(config)}
 
 
 def load_model(folder: Path) -> tuple[configs.Config, nnx.Module]:
-    """A trained model and the config it was trained with."""
-    if (folder / "model").is_dir():
-        folder = folder / "model"
+    """A trained model and the config it was trained with; of an unfinished run, as it was last saved."""
+    saved = [path for _, path in run_checkpoints(folder)]
+    folder = next((path for path in (folder / "model", *saved) if path.is_dir()), folder)
     facts = about(folder)
     if "training" not in facts:
         raise UserError(f"{folder} holds {facts['network']!r}, not a model trained by svdp_jax.train.")
     return configs.from_flags(facts["training"]), load_network(folder)
+
+
+def run_checkpoints(workdir: Path) -> Iterator[tuple[int, Path]]:
+    """Steps and weights folders that a run saved in its work folder, the newest first."""
+    folders = (workdir / "checkpoints").glob("*")
+    steps = {int(path.name): path for path in folders if path.name.isdecimal()}
+    yield from sorted(steps.items(), reverse=True)
 
 
 # Codecs by kind, with fresh weights.
@@ -245,53 +276,3 @@ def load_codec(config: configs.Codec) -> PixelCodec | Autoencoder:
     if not config.weights:
         raise UserError("config.model.codec.weights must name the folder of the converted autoencoder.")
     return load_network(Path(config.weights))
-
-
-class Runs:
-    """The checkpoints of one training run, and its config, in its work folder."""
-
-    def __init__(self, workdir: Path, config: configs.Config):
-        self.workdir = workdir
-        path = workdir / "config.json"
-        saved = json.loads(path.read_text()) if path.exists() else None
-        wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-        changed = sorted(k for k in wanted if saved and wanted[k] != saved.get(k))
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with another config.{changed[0]}; "
-                "give a new --workdir, or the config it was started with."
-            )
-        once(lambda: path.write_text(json.dumps(wanted, indent=2)))
-        self.manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
-        )
-
-    def save(self, state, data) -> None:
-        """Begins to save the state (a pytree with a `step`) and where its data iterator is."""
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data.get_state())
-        )
-        self.manager.save(int(state.step), args=args)
-
-    def resume(self, state, data):
-        """The last state saved, laid out as this one is, with `data` set to go on from there."""
-        step = self.manager.latest_step()
-        if step is None:
-            return state
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()
-        )
-        restored = self.manager.restore(step, args=args)
-        data.set_state(restored["data"])
-        logging.getLogger(__name__).warning("goes on from step %d in %s", step, self.workdir)
-        return restored["state"]
-
-    def preempted(self, step: int) -> bool:
-        """Whether a host of several is about to be taken away; all of them learn it at the same step."""
-        return jax.process_count() > 1 and self.manager.reached_preemption(step)
-
-    def close(self) -> None:
-        """Waits until what was saved is on disk."""
-        self.manager.wait_until_finished()
-        self.manager.close()

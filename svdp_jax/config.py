@@ -177,6 +177,7 @@ class Config:
     seed: int = 0
     log_every: int = 10
     save_every: int = 250
+    keep: int = 3  # checkpoints of the run, the newest
     evaluate: int = 8  # clips scored at the end of training
 
 

@@ -81,6 +81,16 @@ def global_batch(batch: dict, mesh: jax.sharding.Mesh, count: int) -> dict:
     return {name: place(name, part) for name, part in batch.items()}
 
 
+def poll(mesh: jax.sharding.Mesh, vote: int) -> jax.Array:
+    """The largest vote of all processes, on its way: reading it later gives each of them the same."""
+    layout = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    piece = lambda where: np.full(len(range(mesh.size)[where[0]]), vote, np.int32)
+    return largest(jax.make_array_from_callback((mesh.size,), layout, piece))
+
+
+largest = jax.jit(jnp.max)
+
+
 def need(topology: str) -> None:
     """Raises UserError where a slice such as v4:2x2x4 is asked for and these devices are another."""
     if not topology:

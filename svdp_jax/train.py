@@ -1,18 +1,26 @@
 """python -m svdp_jax.train --config configs/toy_cpu.py [--workdir DIR] [--config.a.b=value ...]
 
 Trains the video model. The work folder gets checkpoints, config.json, metrics
-as JSON lines and TensorBoard, and at the end `model/` (weights for
-`svdp_jax.animate`), a sample video, a contact sheet and a table of results.
-Started again with the same folder, a run goes on where it was.
+as JSON lines and TensorBoard, events.jsonl for all that is out of the ordinary,
+and at the end `model/` (weights for `svdp_jax.animate`), a sample video, a
+contact sheet and a table of results.
+
+Ctrl-C or SIGTERM saves and ends with 0, at any moment; a second Ctrl-C ends at
+once. Started again with the same folder, a run goes on exactly where it was, on
+as many devices as there are then. It refuses to with another config, other data
+or other code, unless --force-resume is given.
 """
 
-import json
+# Imports take seconds, and a signal in them must be heard too.
+from svdp_jax import stop
+
+if __name__ == "__main__":
+    stop.listen()
+
+import contextlib
 import logging
-import os
-import signal
 import sys
-import threading
-import time
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,17 +33,22 @@ from absl import flags
 from einops import pack, rearrange, reduce, unpack
 from flax import nnx
 from ml_collections import config_flags
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from svdp_jax import checkpoint, config as configs, evaluate, parallel
+from svdp_jax import checkpoint, config as configs, evaluate, parallel, preflight
 from svdp_jax.animator import Animator
 from svdp_jax.data import face, records
+from svdp_jax.data.feed import Feed
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.errors import UserError, say_errors
+from svdp_jax.health import Health
+from svdp_jax.journal import Journal
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import each_frame, from_uint8
 from svdp_jax.prompts import prompt_of
+from svdp_jax.runs import Runs, fingerprint
+
+logger = logging.getLogger("svdp_jax.train")  # also where this is __main__
 
 
 class State(NamedTuple):
@@ -173,7 +186,10 @@ def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Grap
 
 
 def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
-    """The step: (state, frozen, batch of uint8 pictures) to (state, metrics), jitted, donating the state."""
+    """The step: (state, frozen, batch of uint8 pictures) to (state, metrics), jitted, donating the state.
+
+    Where the loss or a gradient is not finite, nothing of the state changes but its step.
+    """
     optimizer, o = make_optimizer(config), config.optimizer
     gradient = jax.value_and_grad(make_loss(config, graph, codec_graph))
     real_past = np.array([stage.past for stage in config.stages], np.float32)
@@ -200,47 +216,30 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
         age = state.step.astype(jnp.float32)
         decay = jnp.minimum(o.average, (1 + age) / (10 + age))
         average = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.average, weights)
-        metrics = {
-            "loss": value,
-            "gradient_norm": optax.global_norm(gradients),
-            "rate": rate(config)(state.step),
-        }
+        norm = optax.global_norm(gradients)
+        metrics = {"loss": value, "gradient_norm": norm, "rate": rate(config)(state.step)}
+        metrics |= norms("gradient", gradients) | norms("update", updates)
+        sound = jnp.isfinite(value) & jnp.isfinite(norm)
+        metrics["skipped"] = ~sound
+        kept = (state.weights, state.average, state.optimizer)
+        changed = (weights, average, moments)
+        weights, average, moments = jax.tree.map(partial(jnp.where, sound), changed, kept)
         return State(state.step + 1, weights, average, state.constants, moments), metrics
 
     return update
 
 
-class Log:
-    """Metrics as JSON lines and TensorBoard, averaged over the steps since the last line.
-
-    One process writes; on the others there is nothing to be seen.
-    """
-
-    def __init__(self, folder: Path):
-        first = jax.process_index() == 0
-        self.lines = open(folder / "metrics.jsonl" if first else os.devnull, "a")
-        self.board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=first)
-        self.pending, self.start = [], time.monotonic()
-
-    def add(self, metrics: dict) -> None:
-        self.pending.append(metrics)
-
-    def write(self, step: int) -> dict:
-        pending = jax.device_get(self.pending)
-        means = {name: float(np.mean([m[name] for m in pending])) for name in pending[0]}
-        means["seconds_per_step"] = (time.monotonic() - self.start) / len(pending)
-        self.pending, self.start = [], time.monotonic()
-        self.lines.write(json.dumps({"step": step} | means) + "\n")
-        self.lines.flush()
-        for name, value in means.items():
-            self.board.add_scalar(name, value, step)
-        return means
+def norms(kind: str, tree: nnx.State) -> dict[str, jax.Array]:
+    """Norms of gradients or updates by group of parameters, such as gradient_norm/image.dual."""
+    groups = defaultdict(list)
+    for name, leaf in checkpoint.named(tree).items():
+        groups[".".join(name.split(".")[: 2 if name.startswith("image.") else 1])].append(leaf)
+    return {f"{kind}_norm/{group}": optax.global_norm(leaves) for group, leaves in groups.items()}
 
 
-def train(config: configs.Config, workdir: Path) -> None:
-    """Runs or resumes a training, to the finished model in `workdir/model`."""
-    parallel.start()
-    parallel.need(config.topology)
+def train(config: configs.Config, workdir: Path, force: bool = False) -> None:
+    """Runs or resumes a training, to the finished model in `workdir/model`. force: see `preflight.check`."""
+    preflight.check(config, workdir, force)
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         run(config, workdir, mesh)
@@ -252,41 +251,104 @@ def run(config: configs.Config, workdir: Path, mesh: jax.sharding.Mesh) -> None:
     data = iter(records.batches(config, workdir / "clips", rows))
     workdir.mkdir(parents=True, exist_ok=True)
     graph, state = initial_state(config, mesh)
-    runs = checkpoint.Runs(workdir, config)
-    state = runs.resume(state, data)
-    update = make_update(config, graph, codec_graph)
-    size = sum(w.size for w in jax.tree.leaves(state.weights))
-    logging.info("%s: %.2f M parameters on %s, in %s", config.name, size / 1e6, mesh.shape, workdir)
-
-    stop = stop_signal()
-    log = Log(workdir)
-    total = configs.stage_ends(config)[-1]
-    first = jax.process_index() == 0
-    bar = tqdm(initial=int(state.step), total=total, desc=config.name, unit="step", disable=not first)
-    for step in range(int(state.step) + 1, total + 1):
-        batch = parallel.global_batch(next(data), mesh, config.data.batch)
-        state, metrics = update(state, frozen, batch)
-        log.add(metrics)
-        if step % config.log_every == 0 or step == total:
-            bar.set_postfix(loss=f"{log.write(step)['loss']:.4f}", refresh=False)
-        bar.update()
-        stopping = stop.is_set() or runs.preempted(step)
-        if step % config.save_every == 0 or step == total or stopping:
-            runs.save(state, data)
-        if stopping:
-            runs.close()
-            logging.warning("Stopped at step %d, saved; the same command goes on from there.", step)
-            sys.exit(0)
-    bar.close()
-    runs.close()
+    runs = Runs(workdir, config)
+    state, place = runs.resume(state)
+    if place is not None:
+        data.set_state(place)
+    journal = Journal(workdir, int(state.step), configs.stage_ends(config)[-1])
+    introduce(config, workdir, mesh, state, journal)
+    update = partial(make_update(config, graph, codec_graph), frozen=frozen)
+    state = steps(config, mesh, state, update, Feed(data, journal.tell), runs, journal)
     checkpoint.save_model(workdir / "model", config, state.average, state.constants)
+    journal.tell("finished", {})
+    journal.close()
 
 
-def stop_signal() -> threading.Event:
-    """An event that SIGTERM sets, so that a preempted run saves before it ends."""
-    event = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: event.set())
-    return event
+def introduce(config: configs.Config, workdir: Path, mesh, state: State, journal: Journal) -> None:
+    """Says what the run is and where its files are."""
+    size = sum(w.size for w in jax.tree.leaves(state.weights))
+    step, facts = int(state.step), fingerprint(config)
+    logger.info(
+        "%s: %.2f M parameters on %s (%s), step %d of %d, %s, seed %d\n"
+        "in %s: checkpoints/ every %d steps, the newest %d kept; metrics.jsonl, tensorboard/, events.jsonl",
+        config.name, size / 1e6, facts["devices"], ", ".join(f"{a}={n}" for a, n in mesh.shape.items()),
+        step, journal.total, facts["data"], config.seed, workdir, config.save_every, config.keep,
+    )  # fmt: skip
+    journal.tell("started", facts | {"parameters": size, "mesh": dict(mesh.shape), "seed": config.seed})
+
+
+def steps(config: configs.Config, mesh, state: State, update, feed: Feed, runs: Runs, journal: Journal) -> State:
+    """The loop. Whatever ends it early, what was done is saved first."""
+    start, total = int(state.step), journal.total
+    health, told = Health(config.data.batch, journal), Told(mesh)
+    bar = tqdm(
+        initial=start, total=total, desc=config.name, unit="step", disable=jax.process_index() > 0
+    )
+    with contextlib.ExitStack() as unsaved:
+        for step in range(start + 1, total + 1):
+            batch = parallel.global_batch(next_or_save(feed, state, runs), mesh, config.data.batch)
+            state, metrics = update(state, batch=batch)
+            if step == start + 1:
+                jax.block_until_ready(metrics)  # compiled: from here on there is something to lose
+                unsaved.enter_context(stop.work_to_save())
+            journal.add(step, metrics)
+            hopeless = health.hopeless(step, metrics)
+            if step % config.log_every == 0 or step == total:
+                bar.set_postfix(loss=journal.write()["loss"], refresh=False)
+            bar.update()
+            stopping = told.stop()
+            if step % config.save_every == 0 or step == total or stopping or hopeless:
+                runs.save(state, feed.state)
+            if stopping or hopeless:
+                end(step, hopeless, runs, journal)
+        runs.close()
+    bar.close()
+    return state
+
+
+def next_or_save(feed: Feed, state: State, runs: Runs) -> dict:
+    """The next batch; where data fails, the state is saved before the error is raised."""
+    try:
+        return next(feed)
+    except UserError:
+        if jax.process_count() == 1 and int(state.step) > 0:  # of several hosts, the others do not know
+            runs.save(state, feed.state)
+            runs.close()
+        raise
+
+
+def end(step: int, hopeless: str, runs: Runs, journal: Journal) -> None:
+    """Ends the process when the state is on disk: with 0 where it was told to stop."""
+    runs.close()
+    journal.step = step
+    journal.tell("failed" if hopeless else "stopped", {"why": hopeless})
+    journal.close()
+    if hopeless:
+        raise UserError(hopeless)
+    logger.warning("Stopped at step %d, saved; the same command goes on from there.", step)
+    sys.exit(0)
+
+
+class Told:
+    """Whether to stop. Several hosts find out together, one step after the first of them was told."""
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        self.mesh, self.poll = mesh, None
+
+    def stop(self) -> bool:
+        if jax.process_count() == 1:
+            return stop.asked()
+        last, self.poll = self.poll, parallel.poll(self.mesh, stop.asked())
+        return last is not None and bool(last)
+
+
+def speak() -> None:
+    """Lets the package's own words through to stderr, without those of its libraries."""
+    handler, package = logging.StreamHandler(), logging.getLogger("svdp_jax")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    package.propagate = False
 
 
 def parse(arguments: list[str], values: flags.FlagValues) -> configs.Config:
@@ -308,9 +370,13 @@ def main(arguments: list[str]) -> None:
         return
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default.", flag_values=values)
+    flags.DEFINE_bool("force-resume", False, "Go on although the run is another.", flag_values=values)
     config = parse(arguments, values)
     workdir = Path(values.workdir or f"runs/{config.name}")
-    train(config, workdir)
+    parallel.start()
+    if jax.process_count() > 1:
+        stop.listen()  # again, as jax.distributed takes SIGTERM for itself
+    train(config, workdir, values["force-resume"].value)
     if jax.process_index() > 0:
         return
     if config.data.source == "toy" and config.evaluate:
@@ -320,4 +386,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    speak()
     say_errors("train", lambda: main(sys.argv))

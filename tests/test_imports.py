@@ -6,12 +6,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # A module may import from its own row only what stands before it, and from rows above anything.
 ROWS = (
-    ("errors", "config", "parallel"),
+    ("errors", "files", "stop", "config", "parallel"),
     ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text"),
     ("models.keypoints", "models.volume", "models.liveportrait"),
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
-    ("data.video", "data.face", "data.landmarks", "data.paste", "data.scene", "data.toy", "data.example", "data.records"),
-    ("prompts", "checkpoint", "shipped", "animator"),
+    ("data.video", "data.face", "data.landmarks", "data.paste", "data.scene", "data.toy", "data.example", "data.records", "data.feed"),
+    ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "shipped", "animator"),
     ("draw", "animate", "evaluate", "train", "plan", "demo"),
 )
 ORDER = [module for row in ROWS for module in row]

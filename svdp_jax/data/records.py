@@ -32,11 +32,42 @@ def batches(config: configs.Config, cache: Path, rows: list[int]) -> grain.IterD
         example = toy_example(config)
     else:
         example = clip_example(data, config.seed, folder_clips(data, cache))
-    here = lambda i: example(i // len(rows) * data.batch + rows[i % len(rows)])
+    sound = replacing(example)
+    here = lambda i: sound(i // len(rows) * data.batch + rows[i % len(rows)])
     dataset = grain.MapDataset.range(ENDLESS).map(here).batch(len(rows), drop_remainder=True)
     return dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
     )
+
+
+NEIGHBOURS = 16  # examples tried in place of a bad one
+
+
+def replacing(example):
+    """Like `example`, with the next readable one in place of a bad one, and `problem`: why, or "".
+
+    The next one by index, so that every run replaces it alike.
+    """
+
+    def sound(index: int) -> dict:
+        problems = []
+        for candidate in range(index, index + NEIGHBOURS):
+            try:
+                return example(candidate) | {"problem": np.str_("; ".join(problems))}
+            except Exception as error:  # whatever the reader of a broken file may raise
+                problems.append(f"example {candidate}: {type(error).__name__} {error}")
+        raise UserError(f"{NEIGHBOURS} examples one after the other cannot be read: {problems[0]}; mend the data.")
+
+    return sound
+
+
+def identity(data: configs.Data) -> str:
+    """A mark of what is trained on: names and sizes of all files below the data folder."""
+    if not data.path:
+        return data.source
+    folder = Path(data.path)
+    files = sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+    return f"{data.source} {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
 
 
 def to_uint8(pictures) -> np.ndarray:
@@ -72,18 +103,25 @@ def toy_example(config: configs.Config):
     return example
 
 
+def videos(data: configs.Data) -> list[Path]:
+    """The videos below the data folder. Raises UserError where it is none, or has none."""
+    folder = Path(data.path)
+    if not data.path or not folder.is_dir():
+        raise UserError(f"config.data.path={data.path!r} is not a folder; name one that holds videos.")
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise UserError(f"config.data.path={data.path} holds no file ending in {', '.join(sorted(SUFFIXES))}.")
+    return paths
+
+
 def folder_clips(data: configs.Data, cache: Path) -> list[np.ndarray]:
     """Every usable video of a folder as crops beside their masked twins: f 2 y x c.
 
     Crops are made once and memory-mapped from the cache. Videos that cannot be
     used are named in a warning; UserError where none can.
     """
-    folder = Path(data.path)
-    if not data.path or not folder.is_dir():
-        raise UserError(f"config.data.path={data.path!r} is not a folder; name one that holds videos.")
+    paths, clips = videos(data), []
     cache.mkdir(parents=True, exist_ok=True)
-    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
-    clips = []
     for path in tqdm(paths, desc="Cropping faces", unit="video"):
         try:
             clip = cropped(path, data.size, cache)
@@ -96,7 +134,7 @@ def folder_clips(data: configs.Data, cache: Path) -> list[np.ndarray]:
         clips.append(clip)
     if not clips:
         raise UserError(
-            f"{folder} holds no video of {data.frames + data.past} frames or more with a face; "
+            f"{data.path} holds no video of {data.frames + data.past} frames or more with a face; "
             f"looked at {len(paths)} files ending in {', '.join(sorted(SUFFIXES))}."
         )
     logging.warning(
@@ -111,7 +149,7 @@ def cropped(path: Path, size: int, cache: Path) -> np.ndarray:
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {size}".encode())
     target = cache / f"{key.hexdigest()[:16]}.npy"
-    if not target.exists():
+    if not readable(target):
         driving = face.prepare_driving(path, size)
         partial = target.with_suffix(".partial")
         shape = (len(driving.track.found), 2, size, size, 3)
@@ -121,6 +159,15 @@ def cropped(path: Path, size: int, cache: Path) -> np.ndarray:
         frames.flush()
         partial.rename(target)
     return np.load(target, mmap_mode="r")
+
+
+def readable(path: Path) -> bool:
+    """Whether a cached array is there and whole; the disk may have been full or the file cut off since."""
+    try:
+        np.load(path, mmap_mode="r")
+        return True
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def clip_example(data: configs.Data, seed: int, clips: list[np.ndarray]):

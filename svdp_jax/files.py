@@ -1,0 +1,90 @@
+"""Files that appear whole or not at all, and folders that know what they hold.
+
+A folder's `manifest.json` has size and checksum of each file in it, since neither
+Orbax nor safetensors notices a flipped bit.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from svdp_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file so that its name holds the old content or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there; its name is gone at once, so that nobody finds half of it."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    leaving = path.with_name(f".{path.name}.{os.getpid()}.removed")
+    path.rename(leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
+def checksums(folder: Path) -> dict[str, dict]:
+    """Size and CRC-32 of every file below the folder, by relative path."""
+
+    def entry(path):
+        crc = 0
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                crc = zlib.crc32(block, crc)
+        return {"bytes": path.stat().st_size, "crc32": crc}
+
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    with ThreadPoolExecutor() as pool:
+        entries = pool.map(entry, paths)
+        return {path.relative_to(folder).as_posix(): found for path, found in zip(paths, entries)}
+
+
+def own_checksum(entries: dict) -> dict:
+    return {"crc32": zlib.crc32(json.dumps(entries, sort_keys=True).encode())}
+
+
+def write_manifest(folder: Path) -> None:
+    """To be called last: with its manifest a folder is complete."""
+    entries = checksums(folder)
+    write_whole(folder / MANIFEST, json.dumps(entries | {MANIFEST: own_checksum(entries)}, indent=1))
+
+
+def read_manifest(folder: Path) -> dict[str, dict]:
+    """What the folder must hold. Raises UserError where that cannot be told."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} is missing, so {folder} was not saved whole; make or fetch it again.")
+    try:
+        entries = json.loads(path.read_text())
+        own = entries.pop(MANIFEST, None)
+        sound = own in (None, own_checksum(entries))
+    except (OSError, ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path} is damaged; make or fetch {folder} again.")
+    return entries
+
+
+def verify(folder: Path) -> None:
+    """Raises UserError, naming the file, where a folder is not what its manifest says."""
+    expected, there = read_manifest(folder), checksums(folder)
+    for name in sorted(expected):
+        if there.get(name) != expected[name]:
+            state = "is missing" if name not in there else "is damaged"
+            raise UserError(f"{folder / name} {state}; make or fetch {folder} again.")
