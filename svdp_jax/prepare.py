@@ -115,7 +115,10 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
 def local(workers: int, jobs: int) -> list[str]:
     """Beam's options for processes on this machine; one process is not worth starting another for."""
     several = min(workers, jobs)
-    return [f"--direct_num_workers={several}", "--direct_running_mode=multi_processing"] if several > 1 else []
+    if several < 2:
+        return []
+    quiet = "--default_sdk_harness_log_level=ERROR"
+    return [f"--direct_num_workers={several}", "--direct_running_mode=multi_processing", quiet]
 
 
 def draw_toy(folder: Path, clips: int) -> None:

@@ -146,18 +146,16 @@ def cut_crops(job: Job, advance: Callable) -> None:
     partial.mkdir(parents=True)
     clips = []
     streams = crops.cut(ingest.frames(source.path), [(shot["first"], track) for _, shot, track in wanted], size)
-    for (number, shot, track), (_, frames) in zip(wanted, streams):
-        box = face.crop_box(track.faces)
-        faces = face.in_crop(track.faces, box, size)
-        track = face.Track(faces, track.found)
-        shot["facts"]["sharpness"] = _write_clip(partial / f"{number:03}", frames, track, advance)
+    for (number, shot, track), cuts in zip(wanted, streams):
+        stem, box = partial / f"{number:03}", face.crop_box(track.faces)
+        shot["facts"]["sharpness"] = _write_clip(stem, cuts, track, box, size, advance)
         shot["reason"] = gates.rejection(shot["facts"], table)
+        if shot["reason"]:
+            stem.with_suffix(".frames").unlink()
+            stem.with_suffix(".npy").unlink()
+            continue
         clips.append(crops.Clip(f"{source.name}-{number:03}", source.name, source.path, source.person, source.licence,
                                 shot["first"], shot["count"], shot["fps"], about["frames"], box, shot["facts"]))  # fmt: skip
-        if shot["reason"]:
-            clips.pop()
-            (partial / f"{number:03}.frames").unlink()
-            (partial / f"{number:03}.npy").unlink()
     rejected = [{"name": f"{source.name}-{i:03}", "reason": shot["reason"], "thumb": shot["thumb"]}
                 for i, shot in enumerate(about["shots"]) if shot["reason"]]  # fmt: skip
     encode.write_json(partial / "clips.json", {"clips": [clip._asdict() for clip in clips], "rejected": rejected})
@@ -170,16 +168,15 @@ def _split(rows: np.ndarray, entries: list[dict]) -> list[face.Track]:
     return [crops.unpack(part) for part in np.split(rows, ends[:-1])] if len(ends) else []
 
 
-def _write_clip(stem: Path, frames, track: face.Track, advance: Callable) -> float:
-    """Writes crops and track; returns the sharpness, the median over some frames."""
+def _write_clip(stem: Path, cuts: Iterator[crops.Cut], track: face.Track, box: face.Box, size: int, advance) -> float:
+    """Writes crops, and the track in their pixels; returns the sharpness, the median over some frames."""
     sharp = []
     with crops.Writer(stem.with_suffix(".frames")) as writer:
-        for index, frame in enumerate(frames):
-            writer.write(frame)
+        for image, sharpness in cuts:
+            writer.write(image)
             advance(1)
-            if index % crops.SHARPNESS_EVERY == 0:
-                sharp.append(crops.sharpness(frame, face.at(track, index)))
-    np.save(stem.with_suffix(".npy"), crops.pack(track))
+            sharp += [] if sharpness is None else [sharpness]
+    np.save(stem.with_suffix(".npy"), crops.pack(track._replace(faces=face.in_crop(track.faces, box, size))))
     return float(np.median(sharp))
 
 

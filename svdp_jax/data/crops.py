@@ -64,17 +64,17 @@ class Writer:
             self.partial.unlink(missing_ok=True)
 
 
-def count(path: Path) -> int:
+def encoded(path: Path, indices: Iterable[int] | None = None) -> Iterator[bytes]:
+    """Frames of a clip as JPEG, all or those of these indices, one at a time."""
     with contextlib.closing(ArrayRecordReader(str(path))) as reader:
-        return reader.num_records()
+        for index in range(reader.num_records()) if indices is None else indices:
+            yield reader.read([int(index)])[0]
 
 
 def read(path: Path, indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:
-    """Frames of a clip, all or those of these indices, one at a time."""
-    with contextlib.closing(ArrayRecordReader(str(path))) as reader:
-        for index in range(reader.num_records()) if indices is None else indices:
-            data = np.frombuffer(reader.read([int(index)])[0], np.uint8)
-            yield cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    """The same as pictures (size, size, 3) uint8."""
+    for data in encoded(path, indices):
+        yield cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def pack(track: face.Track) -> np.ndarray:
@@ -99,20 +99,27 @@ def sharpness(image: np.ndarray, where: face.Face) -> float:
     return float(cv2.Laplacian(grey, cv2.CV_32F).var() / max(float(grey.var()), 1.0))
 
 
-def cut(frames: Iterable[video.Frame], wanted: list[tuple[int, face.Track]], size: int) -> Iterator[tuple[int, Iterator]]:
-    """Crops of shots, in one pass: (index in `wanted`, its crops) for (first frame, track) that do not overlap.
+class Cut(NamedTuple):
+    image: np.ndarray  # (size, size, 3) uint8
+    sharpness: float | None  # only of every SHARPNESS_EVERY-th frame
 
-    Take the crops of one shot before asking for the next.
+
+def cut(frames: Iterable[video.Frame], wanted: list[tuple[int, face.Track]], size: int) -> Iterator[Iterator[Cut]]:
+    """The crops of shots, one shot after the other, in one pass: `wanted` are (first frame, track) that do not overlap.
+
+    Take all crops of one shot before asking for the next.
     """
     frames = enumerate(frames)
-    for number, (first, track) in enumerate(wanted):
-        box = face.crop_box(track.faces)
-        yield number, _crops(frames, first, len(track.found), box, size)
+    for first, track in wanted:
+        yield _crops(frames, first, track, face.crop_box(track.faces), size)
 
 
-def _crops(frames, first: int, count: int, box: face.Box, size: int) -> Iterator[np.ndarray]:
+def _crops(frames, first: int, track: face.Track, box: face.Box, size: int) -> Iterator[Cut]:
     for index, frame in frames:
-        if index >= first:
-            yield face.crop(frame.image, box, size)
-        if index >= first + count - 1:
+        if index < first:
+            continue
+        number = index - first
+        measured = number % SHARPNESS_EVERY == 0
+        yield Cut(face.crop(frame.image, box, size), sharpness(frame.image, face.at(track, number)) if measured else None)
+        if number == len(track.found) - 1:
             return

@@ -34,9 +34,11 @@ def limited(limits: list[str]) -> tuple[Gate, ...]:
     """The table with changed limits, each given as fact=least or fact=least:most."""
     gates = {gate.fact: gate for gate in GATES}
     for limit in limits:
-        fact, _, values = limit.partition("=")
+        fact, equals, values = limit.partition("=")
         least, _, most = values.partition(":")
         try:
+            if not equals:
+                raise ValueError
             gates[fact] = gates[fact]._replace(least=float(least or -ANY), most=float(most or ANY))
         except (KeyError, ValueError):
             raise UserError(

@@ -4,6 +4,7 @@ Beam's options choose where: its local runner by default, and any that it knows.
 the same folders. Progress is counted from the files that are there, so it is shown for every runner.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,6 +46,7 @@ def _loop(stage: Stage, todo: list, bar: tqdm, _) -> None:
 
 def _beam(stage: Stage, todo: list, bar: tqdm, options: list[str]) -> None:
     try:
+        logging.getLogger("apache_beam").setLevel(logging.ERROR)
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:

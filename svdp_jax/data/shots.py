@@ -59,6 +59,7 @@ def follow(
 
 def _views(frames, segments, longest) -> Iterator[_View]:
     shot, segment, before, usual, began = -1, None, None, deque(maxlen=USUAL), Fraction(0)
+    longest = Fraction(longest).limit_denominator(1000)  # 0.8 is a little more than four fifths
     for index, (image, time) in enumerate(frames):
         now = next((s for s in segments if s.holds(index, time)), None)
         if now is None:
