@@ -47,7 +47,7 @@ class Segment(NamedTuple):
     extent: tuple[float, float] = (0, 0)
 
     def holds(self, index: int, time: Fraction) -> bool:
-        return self.start <= (index if self.unit == "frames" else time) < self.end
+        return self.start <= (index if self.unit == "frames" else float(time)) < self.end
 
     def pixels(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of the region in a picture of this size; all of it where there is none."""
