@@ -91,8 +91,8 @@ def toy() -> Model:
 
 @dataclass(frozen=True)
 class Data:
-    source: str = "toy"  # toy | videos
-    path: str = ""  # folder of videos
+    source: str = "toy"  # toy | videos | records
+    path: str = ""  # folder of videos, or of what svdp_jax.prepare made
     size: int = 32  # pixels
     frames: int = 4
     past: int = 1
@@ -218,7 +218,7 @@ CHOICES = {
     "model.video.null": ("zeros", "drop"),
     "model.codec.kind": ("pixels", "sd3"),
     "model.predict": ("velocity", "clean"),
-    "data.source": ("toy", "videos"),
+    "data.source": ("toy", "videos", "records"),
     "optimizer.moment": ("float32", "bfloat16"),
     "remat": ("none", "full", "attention", "offload"),
     "dtype": ("float32", "bfloat16"),

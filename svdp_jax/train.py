@@ -165,8 +165,16 @@ def encode(codec, batch: dict, dtype) -> dict:
     return parallel.per_device(local, weights, batch)
 
 
+def as_latents(codec, batch: dict, dtype) -> dict:
+    """All parts as latents, and `seen`; records hold just these, pictures are encoded."""
+    if batch["target"].dtype != jnp.uint8:
+        parts = {name: part.astype(dtype) for name, part in batch.items()}
+        return parts | {"seen": parts["seen"] / 255}
+    return encode(codec, batch, dtype) | {"seen": seen(batch["driving"], codec.factor, dtype)}
+
+
 def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
-    """The loss of a batch of uint8 pictures, computed in the config's dtype.
+    """The loss of a batch of uint8 pictures or of records, computed in the config's dtype.
 
     Takes weights, constants, frozen, batch, key, and 1 or 0 for past frames that are real or zeros.
     """
@@ -174,12 +182,11 @@ def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Grap
 
     def batch_loss(weights, constants, frozen, batch, key, real_past):
         weights, constants = jax.tree.map(lambda w: w.astype(dtype), (weights, constants))
-        latents = encode(nnx.merge(codec_graph, frozen.codec), batch, dtype)
+        latents = as_latents(nnx.merge(codec_graph, frozen.codec), batch, dtype)
         b = len(latents["target"])
         text, pooled = (jnp.broadcast_to(x.astype(dtype), (b, *x.shape)) for x in frozen.prompt)
         model = nnx.merge(graph, parallel.gathered(weights), constants)
-        shown = seen(batch["driving"], config.model.codec.factor, dtype)
-        parts = latents | {"text": text, "pooled": pooled, "seen": shown}
+        parts = latents | {"text": text, "pooled": pooled}
         return loss(model, parts, key, config, real_past)
 
     return batch_loss

@@ -153,16 +153,32 @@ def in_crop(face: Face, box: Box, size: int) -> Face:
     return _moved(face, size / box.side, -(box.left + 1j * box.top) * size / box.side)
 
 
-def region_mask(face: Face, size: int) -> np.ndarray:
-    """(size, size) bool: True in the windows of both eyes, nose and mouth, turned with the head."""
-    mask = np.zeros((size, size), np.uint8)
+def shifted(faces: Face, by: complex) -> Face:
+    """`faces` with all places moved by x + iy pixels."""
+    return _moved(faces, 1, by)
+
+
+def region_outlines(face: Face) -> np.ndarray:
+    """Outlines (4, 64) of the windows on both eyes, nose and mouth, turned with the head, as in WINDOWS."""
     middle, across = (face.left_eye + face.right_eye) / 2, face.right_eye - face.left_eye
-    for centre, half_width, half_height, taper in WINDOWS.values():
-        x, y = half_width * ROUNDED.real * (1 - taper * np.maximum(0, ROUNDED.imag)), half_height * ROUNDED.imag
-        outline = middle + across * (centre + x + 1j * y)
+    return np.stack([
+        middle + across * (centre + width * ROUNDED.real * (1 - taper * np.maximum(0, ROUNDED.imag)) + 1j * height * ROUNDED.imag)
+        for centre, width, height, taper in WINDOWS.values()
+    ])  # fmt: skip
+
+
+def outlines_mask(outlines: np.ndarray, size: int) -> np.ndarray:
+    """(size, size) bool: True inside any of the convex outlines (k, points)."""
+    mask = np.zeros((size, size), np.uint8)
+    for outline in outlines:
         points = np.stack([outline.real, outline.imag], -1)
         cv2.fillConvexPoly(mask, np.round(points * 16).astype(np.int32), 1, shift=4)
     return mask.astype(bool)
+
+
+def region_mask(face: Face, size: int) -> np.ndarray:
+    """(size, size) bool: True in the windows of both eyes, nose and mouth, turned with the head."""
+    return outlines_mask(region_outlines(face), size)
 
 
 def mask_driving(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -1,13 +1,17 @@
-"""Training examples as Grain batches: from the toy world, or from a folder of ordinary videos.
+"""Training examples as Grain batches: from the toy world, a folder of ordinary videos, or prepared records.
 
 An example is a dict of uint8 pictures: source (y x c), past (p y x c), target
-(f y x c) and driving (f y x c), the last masked to eyes, nose and mouth. Each
-is a function of its index and the seed alone, so a run resumes where it was.
+(f y x c) and driving (f y x c), the last masked to eyes, nose and mouth. Records
+hold latents (float16) in place of pictures, and `seen` (f y x 1, uint8, 255 being
+all): how much of each latent's place the driver shows. Each example is a function
+of its index and the seed alone, so a run resumes where it was, and any number of
+hosts see the same batches.
 """
 
 import hashlib
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import jax
@@ -17,23 +21,18 @@ from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
 from svdp_jax import config as configs
-from svdp_jax.data import face, toy
+from svdp_jax.data import encode, face, ingest, toy
 from svdp_jax.errors import UserError
 
 ENDLESS = 1 << 31  # examples; more than any run draws
 SLOWEST = 0.1  # frame rate of a training clip, as a share of the toy world's
-SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg"}
 
 
 def batches(config: configs.Config, cache: Path, rows: list[int]) -> grain.IterDataset:
     """An endless stream of these rows of every batch. `cache` is a folder for what is worth keeping."""
     data = config.data
-    if data.source == "toy":
-        example = toy_example(config)
-    else:
-        example = clip_example(data, config.seed, folder_clips(data, cache))
-    sound = replacing(example)
-    here = lambda i: sound(i // len(rows) * data.batch + rows[i % len(rows)])
+    example = replacing(SOURCES[data.source](config, cache))
+    here = lambda i: example(i // len(rows) * data.batch + rows[i % len(rows)])
     dataset = grain.MapDataset.range(ENDLESS).map(here).batch(len(rows), drop_remainder=True)
     return dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
@@ -70,12 +69,19 @@ def identity(data: configs.Data) -> str:
     return f"{data.source} {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
 
 
+def held_out(config: configs.Config, cache: Path, rows: list[int]) -> dict[str, np.ndarray]:
+    """These rows of one batch of examples that no run reaches."""
+    example = SOURCES[config.data.source](config, cache)
+    parts = [example(ENDLESS - config.data.batch + row) for row in rows]
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
 def to_uint8(pictures) -> np.ndarray:
     """Pictures in [0, 1] to uint8."""
     return np.asarray(np.clip(np.asarray(pictures) * 255 + 0.5, 0, 255), np.uint8)
 
 
-def toy_example(config: configs.Config):
+def toy_example(config: configs.Config, cache: Path):
     """Index to an example of the toy world, rendered on the CPU.
 
     Clips come at random paces, the slowest with frames so far apart that they teach as
@@ -108,9 +114,9 @@ def videos(data: configs.Data) -> list[Path]:
     folder = Path(data.path)
     if not data.path or not folder.is_dir():
         raise UserError(f"config.data.path={data.path!r} is not a folder; name one that holds videos.")
-    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in ingest.SUFFIXES]
     if not paths:
-        raise UserError(f"config.data.path={data.path} holds no file ending in {', '.join(sorted(SUFFIXES))}.")
+        raise UserError(f"config.data.path={data.path} holds no file ending in {', '.join(sorted(ingest.SUFFIXES))}.")
     return paths
 
 
@@ -135,7 +141,7 @@ def folder_clips(data: configs.Data, cache: Path) -> list[np.ndarray]:
     if not clips:
         raise UserError(
             f"{data.path} holds no video of {data.frames + data.past} frames or more with a face; "
-            f"looked at {len(paths)} files ending in {', '.join(sorted(SUFFIXES))}."
+            f"looked at {len(paths)} files ending in {', '.join(sorted(ingest.SUFFIXES))}."
         )
     logging.warning(
         "Training self-driven on %d videos: driver and target are the same person, so the model can "
@@ -170,12 +176,13 @@ def readable(path: Path) -> bool:
         return False
 
 
-def clip_example(data: configs.Data, seed: int, clips: list[np.ndarray]):
+def video_example(config: configs.Config, cache: Path):
     """Index to a self-driven example: a stretch of a clip, and any of its frames as the source."""
+    data, clips = config.data, folder_clips(config.data, cache)
     lengths = np.array([len(clip) for clip in clips])
 
     def example(index: int) -> dict:
-        random = np.random.default_rng((seed, index))
+        random = np.random.default_rng((config.seed, index))
         clip = clips[random.choice(len(clips), p=lengths / lengths.sum())]
         start = random.integers(data.past, len(clip) - data.frames + 1)
         stretch = clip[start - data.past : start + data.frames]
@@ -187,3 +194,61 @@ def clip_example(data: configs.Data, seed: int, clips: list[np.ndarray]):
         }
 
     return example
+
+
+class Records(NamedTuple):
+    """Opened records: `stretches` are (clip, number of the stretch in it)."""
+
+    source: grain.sources.ArrayRecordDataSource
+    layout: encode.Layout
+    stretches: list[tuple[dict, int]]
+
+
+def open_records(config: configs.Config, cache: Path) -> Records:
+    """UserError where the records are not whole, are for another codec or size, or are not those that
+    the run in `cache` began with."""
+    data, codec = config.data, config.model.codec
+    folder, manifest = encode.read_manifest(Path(data.path))
+    wanted = {"size": data.size, "codec": encode.codec_mark(codec.kind, codec.factor, codec.weights)}
+    for name, value in wanted.items():
+        if manifest[name] != value:
+            raise UserError(f"{folder} was prepared with {name} {manifest[name]}, but the config says {value}.")
+    same_as_before(cache / "records.sha256", folder)
+    clips = manifest["clips"]
+    stretches = [(clip, i) for clip in clips for i in range((clip["count"] - data.past) // data.frames)]
+    if not stretches:
+        raise UserError(f"{folder} holds no clip of {data.frames + data.past} frames; lower config.data.frames.")
+    paths = [str(path) for path in encode.check_files(folder, manifest)]
+    return Records(grain.sources.ArrayRecordDataSource(paths), encode.Layout(*manifest["latents"]), stretches)
+
+
+def record_example(config: configs.Config, cache: Path):
+    """Index to an example from records. An epoch visits every stretch of every clip once, in an order of its own."""
+    data, (records, layout, stretches) = config.data, open_records(config, cache)
+    order = grain.MapDataset.range(len(stretches)).seed(config.seed).shuffle().repeat()
+
+    def example(index: int) -> dict:
+        random = np.random.default_rng((config.seed, index))
+        clip, number = stretches[order[index]]
+        slack = (clip["count"] - data.past) % data.frames
+        start = clip["first"] + number * data.frames + int(random.integers(slack + 1))
+        source = clip["first"] + int(random.choice(clip["sources"]))
+        read = records.__getitems__([source, *range(start, start + data.past + data.frames)])
+        target, driving, seen = (np.stack(part) for part in zip(*map(layout.unpack, read)))
+        p = 1 + data.past
+        return {"source": target[0], "past": target[1:p], "target": target[p:], "driving": driving[p:], "seen": seen[p:]}
+
+    return example
+
+
+def same_as_before(note: Path, folder: Path) -> None:
+    """UserError where a run began with other records than these: its place in them would mean nothing."""
+    mark = encode.file_hash(folder / encode.MANIFEST)
+    if not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(mark)
+    if note.read_text() != mark:
+        raise UserError(f"{folder} has changed since this run began; give a new --workdir, or the records it began with.")
+
+
+SOURCES = {"toy": toy_example, "videos": video_example, "records": record_example}

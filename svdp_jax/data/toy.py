@@ -340,7 +340,7 @@ def _head_layers(identity, motion, view, tone, ink, line):
     light = 0.75 * x / a + 0.5 * y / b - 0.8 * ahead[0] - 0.5 * ahead[1]  # from the upper left, over the turned face
     shadow = jax.nn.sigmoid(light / 0.22 - 1.2) * shaded + 0.55 * _cover(0.62 - light, 2 * pixel) * flat
     hatch = jax.nn.sigmoid(light / 0.15 - 1) * (0.5 + 0.5 * jnp.sin(38 * (x + 0.6 * y))) * sketch
-    strands = (0.5 + 0.5 * jnp.sin(30 * x / (1.3 - y))) * (0.3 * sketch + 0.12 * shaded)
+    strands = (0.5 + 0.5 * jnp.sin(30 * x / jnp.maximum(1.3 - y, 0.05))) * (0.3 * sketch + 0.12 * shaded)
     gloss = jnp.exp(-((x + 0.1 * ahead[0] + 0.18) / 0.3) ** 2 - ((y + 0.55) / 0.09) ** 2)
     on_face, on_front = _cover(face, pixel), _cover(front, pixel)
     cheeks = sum(_cover(_ellipse(*_local(view, side * 0.33, 0.2), 0.1, 0.07), 4 * pixel + 0.08) for side in (-1, 1))

@@ -92,6 +92,13 @@ def probe(path) -> VideoInfo:
     return VideoInfo(width, height, fps, len(ticks), len(ticks) / fps, has_audio)
 
 
+def promised_frames(path) -> int:
+    """How many frames the header promises; for estimates, since headers may lie."""
+    with _open(path) as (container, stream):
+        seconds = Fraction(container.duration or 0, av.time_base)
+        return stream.frames or round(seconds * _nominal_rate(stream))
+
+
 def read_frames(path, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
     """Frames `start` to `stop` (exclusive) of the video, decoded one at a time, turned upright.
 

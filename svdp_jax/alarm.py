@@ -1,0 +1,52 @@
+"""The copy alarm: does a model in training take looks from its driver instead of from the source?
+
+Now and then one batch that training never sees is scored twice: driven by the target's own kept
+regions, which could be copied, and by regions that look different, which could not. Where the first
+error goes on falling and the second does not, the model is copying the driver.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from svdp_jax.data.face import GREY
+
+PATIENCE = 4  # checks without progress on drivers that look different
+PROGRESS = 0.01  # share by which an error must fall to count
+COPYING = 0.05  # share by which the self-driven error has fallen meanwhile
+LOOKS_DIFFER = 8.0  # grey levels between driver and target, in the mean over what is kept
+TINT = np.float32([0.7, 1.0, 1.25])  # another complexion, where there is no other driver
+
+
+class Drivers(NamedTuple):
+    """One batch of uint8 pictures with two drivers; all else is equal."""
+
+    own: dict[str, np.ndarray]
+    other: dict[str, np.ndarray]
+
+
+def drivers(batch: dict[str, np.ndarray]) -> Drivers:
+    """The batch (b f y x 3, uint8) driven by its own target, and by what looks different: by the driver that it
+    has, or by the target in another complexion where that is the target itself."""
+    target, driving = batch["target"], batch["driving"]
+    kept = (driving != GREY).any(-1, keepdims=True)
+    away = (abs(driving.astype(np.float32) - target) * kept).sum((1, 2, 3, 4)) / np.maximum(3 * kept.sum((1, 2, 3, 4)), 1)
+    tinted = np.clip(target * TINT, 0, 255).astype(np.uint8)
+    differs = (away > LOOKS_DIFFER)[:, None, None, None, None]
+    own, other = (np.where(kept, picture, np.uint8(GREY)) for picture in (target, np.where(differs, driving, tinted)))
+    return Drivers(batch | {"driving": own}, batch | {"driving": other})
+
+
+class CopyAlarm:
+    """Listens to both errors, check after check."""
+
+    def __init__(self):
+        self.best, self.own_then, self.waited = np.inf, np.inf, 0
+
+    def copying(self, own: float, other: float) -> bool:
+        """Whether the self-driven error fell since the other one last did, for PATIENCE checks or longer."""
+        if other < self.best * (1 - PROGRESS):
+            self.best, self.own_then, self.waited = other, own, 0
+            return False
+        self.waited += 1
+        return self.waited >= PATIENCE and own < self.own_then * (1 - COPYING)

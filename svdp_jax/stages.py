@@ -1,0 +1,386 @@
+"""The stages of `svdp_jax.prepare`: what each reads and writes in the folder of a preparation.
+
+    faces/VIDEO.json, .npy       shots, their facts, and the track of each face
+    crops/VIDEO/                 clips.json, and NNN.frames and NNN.npy (see data.crops) of what the gates let pass
+    masks/CLIP.npy, .json        points that outline what is kept, and what of the face still shows
+    pairs/CLIP.json, .frames, .npy   who drives, and the driver's frames and points where that is another
+    records/                     shards and manifest (see data.encode)
+
+A result appears complete or not at all, JSON last, and depends on the input and the settings alone: so
+a stage skips what is done, and a preparation that was killed ends with the same bytes.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from svdp_jax import checkpoint, config as configs
+from svdp_jax.data import crops, drivers, encode, face, gates, ingest, masks, report, shots
+from svdp_jax.data.pipeline import Stage
+from svdp_jax.models.vae import each_frame, from_uint8
+
+VERSIONS = ("svdp_jax", "numpy", "opencv-python-headless", "av", "jax", "array-record")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the results depend on beside the input. Fields in the order of the stages that read them."""
+
+    longest: float = 10.0  # seconds of a clip
+    landmarks: str = "windows"
+    size: int = 512  # pixels of a crop
+    limits: tuple[str, ...] = ()  # changed gates
+    pairs: str = ""
+    pair_weights: str = ""
+    seed: int = 0
+    codec: configs.Codec = dataclasses.field(default_factory=configs.Codec)
+
+
+class Job(NamedTuple):
+    """One element of a stage; travels to the worker that does it."""
+
+    out: Path
+    settings: Settings
+    item: NamedTuple
+
+
+class Pairing(NamedTuple):
+    clip: crops.Clip
+    others: list[crops.Clip]  # in the order in which they are tried
+
+
+class Shard(NamedTuple):
+    number: int
+    clips: list[crops.Clip]
+
+    @property
+    def file(self) -> str:
+        return f"frames-{self.number:05}.array_record"
+
+
+def source_weight(job: Job) -> int:
+    try:
+        return ingest.expected_frames(job.item.path)
+    except Exception:  # it will be reported when its turn comes
+        return 0
+
+
+# Shots and faces
+
+
+def find_faces(job: Job, advance: Callable) -> None:
+    source, entries, tracks, error, frames = job.item, [], [], "", 0
+
+    def counted() -> Iterator:
+        nonlocal frames
+        for frame in ingest.frames(source.path):
+            frames += 1
+            advance(1)
+            yield frame
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            for shot in shots.follow(counted(), source.segments, job.settings.longest, _given(job)):
+                entries.append({"first": shot.first, "count": shot.count, "fps": shot.fps, "facts": shot.facts,
+                                "thumb": report.thumbnail(shot.thumb), "tracked": shot.track is not None})  # fmt: skip
+                tracks += [crops.pack(shot.track)] if shot.track else []
+        except Exception as fault:  # whatever a file does to a decoder, it costs that file alone
+            error = str(fault) or type(fault).__name__
+            logging.getLogger(__name__).warning("%s", error)
+    folder = job.out / "faces"
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(folder / f"{source.name}.npy", np.concatenate(tracks or [np.empty(0, crops.FACES)]))
+    said = sorted({str(w.message) for w in caught})
+    about = {"bytes": _bytes(source), "frames": frames, "error": error, "warnings": said, "shots": entries}
+    encode.write_json(folder / f"{source.name}.json", about)
+
+
+def _given(job: Job) -> face.Track | None:
+    """The track of a landmark file, where these are the provider."""
+    name, _, folder = job.settings.landmarks.partition(":")
+    if name != "files":
+        return None
+    return masks.given(folder, job.item.name, ingest.exact_frames(job.item.path)).track
+
+
+def faces_done(job: Job) -> bool:
+    about = read_json(job.out / "faces" / f"{job.item.name}.json")
+    return about is not None and about["bytes"] == _bytes(job.item)
+
+
+def _bytes(source: ingest.Source) -> int:
+    path = Path(source.path)
+    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.iterdir()))
+
+
+# Crops, and all gates but that of yaw
+
+
+def cut_crops(job: Job, advance: Callable) -> None:
+    source, size = job.item, job.settings.size
+    about = read_json(job.out / "faces" / f"{source.name}.json")
+    table = gates.limited(list(job.settings.limits))
+    tracks = iter(_split(np.load(job.out / "faces" / f"{source.name}.npy"), about["shots"]))
+    wanted = []
+    for number, shot in enumerate(about["shots"]):
+        track = next(tracks) if shot["tracked"] else None
+        shot["reason"] = gates.rejection(shot["facts"], table)
+        wanted += [] if shot["reason"] else [(number, shot, track)]
+    target = job.out / "crops" / source.name
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    clips = []
+    streams = crops.cut(ingest.frames(source.path), [(shot["first"], track) for _, shot, track in wanted], size)
+    for (number, shot, track), cuts in zip(wanted, streams):
+        stem, box = partial / f"{number:03}", face.crop_box(track.faces)
+        shot["facts"]["sharpness"] = _write_clip(stem, cuts, track, box, size, advance)
+        shot["reason"] = gates.rejection(shot["facts"], table)
+        if shot["reason"]:
+            stem.with_suffix(".frames").unlink()
+            stem.with_suffix(".npy").unlink()
+            continue
+        clips.append(crops.Clip(f"{source.name}-{number:03}", source.name, source.path, source.person, source.licence,
+                                shot["first"], shot["count"], shot["fps"], about["frames"], box, shot["facts"]))  # fmt: skip
+    rejected = [{"name": f"{source.name}-{i:03}", "reason": shot["reason"], "thumb": shot["thumb"]}
+                for i, shot in enumerate(about["shots"]) if shot["reason"]]  # fmt: skip
+    encode.write_json(partial / "clips.json", {"clips": [clip._asdict() for clip in clips], "rejected": rejected})
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _split(rows: np.ndarray, entries: list[dict]) -> list[face.Track]:
+    ends = np.cumsum([entry["count"] for entry in entries if entry["tracked"]])
+    return [crops.unpack(part) for part in np.split(rows, ends[:-1])] if len(ends) else []
+
+
+def _write_clip(stem: Path, cuts: Iterator[crops.Cut], track: face.Track, box: face.Box, size: int, advance) -> float:
+    """Writes crops, and the track in their pixels; returns the sharpness, the median over some frames."""
+    sharp = []
+    with crops.Writer(stem.with_suffix(".frames")) as writer:
+        for image, sharpness in cuts:
+            writer.write(image)
+            advance(1)
+            sharp += [] if sharpness is None else [sharpness]
+    np.save(stem.with_suffix(".npy"), crops.pack(track._replace(faces=face.in_crop(track.faces, box, size))))
+    return float(np.median(sharp))
+
+
+def crops_done(job: Job) -> bool:
+    return (job.out / "crops" / job.item.name / "clips.json").exists()
+
+
+def clips(out: Path, sources: list[ingest.Source]) -> list[crops.Clip]:
+    """The accepted clips of all sources, in the order of their names."""
+    listed = [read_json(out / "crops" / source.name / "clips.json") or {"clips": []} for source in sources]
+    found = [crops.Clip(**clip | {"box": face.Box(*clip["box"])}) for about in listed for clip in about["clips"]]
+    return sorted(found, key=lambda clip: clip.name)
+
+
+def frames_of(out: Path, clip: crops.Clip) -> Path:
+    return out / "crops" / clip.video / f"{clip.name.rsplit('-', 1)[1]}.frames"
+
+
+def _clip_track(out: Path, clip: crops.Clip) -> face.Track:
+    return crops.unpack(np.load(frames_of(out, clip).with_suffix(".npy")))
+
+
+# Masks
+
+
+def outline(job: Job, advance: Callable) -> None:
+    out, s, clip = job
+    track, frames = _clip_track(out, clip), frames_of(out, clip)
+    taken = masks.Taken(lambda: crops.read(frames), track, clip.box, s.size, clip.first, clip.total, clip.video)
+    points = masks.outlines(s.landmarks, taken)
+    facts = masks.facts(points, track, s.size)
+    if not s.landmarks.startswith("windows"):
+        facts["yaw"] = float(np.quantile(abs(masks.yaw(points)), 0.95))
+    advance(clip.count)
+    (out / "masks").mkdir(exist_ok=True)
+    _save(out / "masks" / f"{clip.name}.npy", points.astype(np.complex64))
+    reason = gates.rejection(clip.facts | facts, gates.limited(list(s.limits)))
+    encode.write_json(out / "masks" / f"{clip.name}.json", {"facts": facts, "reason": reason})
+
+
+def masks_done(job: Job) -> bool:
+    return (job.out / "masks" / f"{job.item.name}.json").exists()
+
+
+def masked(out: Path, found: list[crops.Clip]) -> list[crops.Clip]:
+    """The clips whose masks are made and that no gate rejects since then."""
+    about = {clip.name: read_json(out / "masks" / f"{clip.name}.json") for clip in found}
+    return [clip for clip in found if about[clip.name] and not about[clip.name]["reason"]]
+
+
+# Pairs
+
+
+def pair(job: Job, advance: Callable) -> None:
+    out, s, (clip, others) = job
+    (out / "pairs").mkdir(exist_ok=True)
+    stem = out / "pairs" / clip.name
+    about = {"driver": clip.name, "rejected": []}
+    if s.pairs != "self":
+        maker = drivers.MAKERS[s.pairs](s.pair_weights)
+        drawn, points = drivers.draw(_stored(out, clip), [_stored(out, o) for o in others], maker, s.size,
+                                     stem.with_suffix(".frames"))  # fmt: skip
+        about = drawn._asdict()
+        if points is not None:
+            _save(stem.with_suffix(".npy"), points.astype(np.complex64))
+    advance(clip.count)
+    encode.write_json(stem.with_suffix(".json"), about)
+
+
+def _stored(out: Path, clip: crops.Clip) -> drivers.Stored:
+    return drivers.Stored(clip, frames_of(out, clip), encode.candidates(_clip_track(out, clip))[0])
+
+
+def pairs_done(job: Job) -> bool:
+    return (job.out / "pairs" / f"{job.item.clip.name}.json").exists()
+
+
+def paired(out: Path, found: list[crops.Clip]) -> list[tuple[crops.Clip, str]]:
+    """The clips that somebody drives, and who."""
+    about = {clip.name: read_json(out / "pairs" / f"{clip.name}.json") for clip in found}
+    return [(clip, about[clip.name]["driver"]) for clip in found if about[clip.name] and about[clip.name]["driver"]]
+
+
+def driver_of(out: Path, clip: crops.Clip, driver: str) -> tuple[Path, np.ndarray]:
+    """The file of the driver's frames, and the points (f, k) that outline what is kept of them."""
+    if driver == clip.name:
+        return frames_of(out, clip), np.load(out / "masks" / f"{clip.name}.npy")
+    stem = out / "pairs" / clip.name
+    return stem.with_suffix(".frames"), np.load(stem.with_suffix(".npy"))
+
+
+# Records
+
+
+def encode_shard(job: Job, advance: Callable) -> None:
+    out, s, shard = job
+    folder = out / "records"
+    folder.mkdir(exist_ok=True)
+
+    def pictures() -> Iterator[encode.Pictures]:
+        for clip, driver in paired(out, shard.clips):
+            path, points = driver_of(out, clip, driver)
+            for target, driving, outlines in zip(crops.read(frames_of(out, clip)), crops.read(path), points, strict=True):
+                mask = masks.mask(outlines, s.size)
+                advance(1)
+                yield encode.Pictures(target, face.mask_driving(driving, mask), mask)
+
+    count = encode.write_shard(folder / shard.file, pictures(), encoder(s.codec), s.codec.factor)
+    about = {"file": shard.file, "records": count, "bytes": (folder / shard.file).stat().st_size,
+             "sha256": encode.file_hash(folder / shard.file), "clips": [c.name for c in shard.clips]}  # fmt: skip
+    encode.write_json((folder / shard.file).with_suffix(".json"), about)
+
+
+@cache
+def encoder(codec: configs.Codec) -> Callable[[np.ndarray], np.ndarray]:
+    network = checkpoint.load_codec(codec)
+    run = jax.jit(lambda x: each_frame(lambda i: network.encode(from_uint8(i, jnp.float32)), x, network.at_once))
+    return lambda pictures: np.asarray(run(pictures))
+
+
+def encode_done(job: Job) -> bool:
+    about = read_json((job.out / "records" / job.item.file).with_suffix(".json"))
+    return about is not None and about["clips"] == [clip.name for clip in job.item.clips]
+
+
+def write_manifest(out: Path, s: Settings, jobs: list[Job]) -> None:
+    """Ends the encoding: what the shards hold, and what made them."""
+    folder, first, entries = out / "records", 0, []
+    for job in jobs:
+        for clip, driver in paired(out, job.item.clips):
+            sources = encode.candidates(_clip_track(out, clip))
+            entries.append({"name": clip.name, "person": clip.person, "driver": driver, "first": first,
+                            "count": clip.count, "fps": clip.fps, "sources": sources, "licence": clip.licence})  # fmt: skip
+            first += clip.count
+    whole = [read_json((folder / job.item.file).with_suffix(".json")) for job in jobs]
+    licences = sorted({entry["licence"] for entry in entries})
+    channels = 3 * s.codec.factor**2 if s.codec.kind == "pixels" else checkpoint.load_codec(s.codec).channels
+    encode.write_json(folder / encode.MANIFEST, {
+        "kind": "svdp_jax records", "size": s.size, "frames": first, "clips": entries,
+        "latents": [s.size // s.codec.factor, s.size // s.codec.factor, channels],
+        "codec": encode.codec_mark(s.codec.kind, s.codec.factor, s.codec.weights),
+        "shards": [{k: about[k] for k in ("file", "records", "bytes", "sha256")} for about in whole],
+        "licences": {licence: sum(e["licence"] == licence for e in entries) for licence in licences},
+        "versions": {name: metadata.version(name) for name in VERSIONS},
+    })  # fmt: skip
+
+
+# The table
+
+
+def _sources(out, s, sources) -> list[Job]:
+    return [Job(out, s, source) for source in sources]
+
+
+def _clips(out, s, sources) -> list[Job]:
+    return [Job(out, s, clip) for clip in clips(out, sources)]
+
+
+def _pairings(out, s, sources) -> list[Job]:
+    found = masked(out, clips(out, sources))
+    return [Job(out, s, Pairing(clip, drivers.candidates(clip, found, s.seed))) for clip in found]
+
+
+def _shards(out, s, sources) -> list[Job]:
+    found = [clip for clip, _ in paired(out, masked(out, clips(out, sources)))]
+    parts = encode.shards([clip.count for clip in found])
+    return [Job(out, s, Shard(number, [found[i] for i in part])) for number, part in enumerate(parts)]
+
+
+class Entry(NamedTuple):
+    """A stage, its jobs, the settings that it is the first to read, and what ends it."""
+
+    stage: Stage
+    jobs: Callable[[Path, Settings, list[ingest.Source]], list[Job]]
+    settings: tuple[str, ...]
+    end: Callable[[Path, Settings, list[Job]], None] | None = None
+
+
+STAGES = {
+    "faces": Entry(Stage("Faces", find_faces, faces_done, source_weight), _sources, ("longest", "landmarks")),
+    "crops": Entry(Stage("Crops", cut_crops, crops_done, source_weight), _sources, ("size", "limits")),
+    "masks": Entry(Stage("Masks", outline, masks_done, lambda job: job.item.count), _clips, ()),
+    "pairs": Entry(
+        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings, ("pairs", "pair_weights", "seed")
+    ),
+    "encode": Entry(
+        Stage("Encoding", encode_shard, encode_done, lambda job: sum(c.count for c in job.item.clips)),
+        _shards, ("codec",), write_manifest,
+    ),
+}  # fmt: skip
+# Where each stage writes.
+FOLDERS = {"faces": "faces", "crops": "crops", "masks": "masks", "pairs": "pairs", "encode": "records"}
+
+
+def read_json(path: Path):
+    """None where the file is not there (yet)."""
+    try:
+        return json.loads(path.read_text())
+    except OSError:
+        return None
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        np.save(file, array)
+    os.replace(partial, path)
