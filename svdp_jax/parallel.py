@@ -124,7 +124,6 @@ def parameter_shardings(state, mesh: jax.sharding.Mesh):
 
     Scalars are whole everywhere. Raises ValueError where a parameter has no row.
     """
-
     place = lambda path, leaf: sharding(mesh, *parameter_dimensions(path, leaf))
     return jax.tree_util.tree_map_with_path(place, state)
 

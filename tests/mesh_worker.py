@@ -21,6 +21,7 @@ from flax import nnx
 
 from svdp_jax import config as configs
 from svdp_jax import parallel, train
+from svdp_jax.models.mmdit import JointBlock
 
 MESHES = ((1, 1, 8), (2, 2, 2), (1, 4, 2), (8, 1, 1))  # data, fsdp, context
 SOME = (((2, 2, 2), "heads", "full"), ((1, 1, 8), "ring", "full"), ((1, 2, 4), "heads", "factorized"))
@@ -89,8 +90,6 @@ def per_frame_block() -> str:
     wanted = config((1, 1, 8), "heads", "full")
     mesh = parallel.make_mesh(wanted.mesh)
     with jax.set_mesh(mesh):
-        from svdp_jax.models.mmdit import JointBlock
-
         graph, weights = nnx.split(JointBlock(wanted.model.backbone, "dual", nnx.Rngs(0)))
         place = parallel.sharding(mesh, "batch", "frames")
         tokens = jax.ShapeDtypeStruct((8, FRAMES, 12, 64), "float32", sharding=place)
