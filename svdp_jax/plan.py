@@ -121,7 +121,7 @@ def slice_devices(topology: str) -> list:
     if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         known = ", ".join(GENERATIONS)
         raise UserError(f"{topology!r} is no TPU slice; write one such as v4:2x2x4, of {known}.")
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{generation}-8")
     from jax.experimental import topologies
 

@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import dataclasses
 import json
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -95,7 +96,9 @@ def per_frame_block() -> str:
         tokens = jax.ShapeDtypeStruct((8, FRAMES, 12, 64), "float32", sharding=place)
         text = jax.ShapeDtypeStruct((8, FRAMES, 5, 64), "float32", sharding=place)
         cond = jax.ShapeDtypeStruct((8, 1, 64), "float32", sharding=parallel.sharding(mesh, "batch"))
-        step = jax.jit(lambda w, x, t, c: parallel.constrain(nnx.merge(graph, w)(x, t, c), "batch", "frames"))
+        attend = partial(parallel.frame_attention, frames=parallel.Frames(FRAMES))
+        run = lambda w, x, t, c: nnx.merge(graph, w)(x, t, c, attend)
+        step = jax.jit(lambda *x: parallel.constrain(run(*x), "batch", "frames"))
         return step.lower(weights, tokens, text, cond).compile().as_text()
 
 
