@@ -13,7 +13,7 @@ a ring (Liu et al. 2023, arXiv 2310.01889) where the heads do not divide.
 import os
 import re
 from functools import partial
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,6 @@ def parameter_shardings(state, mesh: jax.sharding.Mesh):
 
     Scalars are whole everywhere. Raises ValueError where a parameter has no row.
     """
-
     place = lambda path, leaf: sharding(mesh, *parameter_dimensions(path, leaf))
     return jax.tree_util.tree_map_with_path(place, state)
 
@@ -208,40 +207,106 @@ def spec(*dimensions: str | None) -> PartitionSpec:
     return PartitionSpec(*(AXES[d] if d else None for d in dimensions))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, kernel: str = "auto") -> jax.Array:
-    """Softmax attention, every query over every key of its sequence.
-
-    All are ... l h k, with leading dimensions b or b f; so is the result. `kernel` is a name
-    in KERNELS, or auto: the one made for the devices of the mesh.
-    """
-    local = partial(local_attention, kernel=kernel)
+def on_devices(function: Callable, *dimensions: str) -> Callable:
+    """`function` on every device's part of its arrays, whose leading dimensions have these names."""
     if not many():
-        return local(q, k, v)
-    place = spec(*("batch", "frames")[: q.ndim - 3])
-    return jax.shard_map(local, in_specs=place, out_specs=place, check_vma=False)(q, k, v)
+        return function
+    place = spec(*dimensions)
+    return jax.shard_map(function, in_specs=place, out_specs=place, check_vma=False)
 
 
-def video_attention(q: list, k: list, v: list, mode: str, scheme: str, kernel: str) -> list:
-    """Softmax attention through time.
+def context_size() -> int:
+    """How many devices share a clip's frames."""
+    mesh = many()
+    return mesh.shape["context"] if mesh else 1
 
-    q, k and v hold groups of frames, b f n h k each, that attend as one; so does the result.
+
+def join(groups: list[jax.Array]) -> jax.Array:
+    """Groups of frames, b f ... each, as one: every device puts its own behind each other, so that none
+    move. On several devices the whole has no order that means something; `split` undoes it."""
+    return on_devices(lambda *groups: jnp.concatenate(groups, 1), "batch", "frames")(*groups)
+
+
+def split(joined: jax.Array, counts: tuple[int, ...]) -> list[jax.Array]:
+    """The groups that were joined, of so many frames; empty ones are left out."""
+    sizes = [count // context_size() for count in counts if count]
+
+    def local(x):
+        ends = np.cumsum(sizes)
+        return [x[:, end - size : end] for size, end in zip(sizes, ends)]
+
+    return on_devices(local, "batch", "frames")(joined)
+
+
+def picture_attention(q: list, k: list, v: list, kernel: str = "auto") -> list:
+    """Softmax attention within a picture.
+
+    q, k and v hold groups of tokens, b l h k each, that attend as one; so does the result.
+    `kernel` is a name in KERNELS, or auto: the one made for the devices of the mesh.
+    """
+    ends = np.cumsum([x.shape[1] for x in q])[:-1]
+
+    def local(*groups):
+        joined = (jnp.concatenate(x, 1) for x in groups)
+        return jnp.split(local_attention(*joined, kernel), ends, 1)
+
+    return on_devices(local, "batch")(q, k, v)
+
+
+class Frames(NamedTuple):
+    """What the joined frames of a video are: current ones, past ones, and so many references to each
+    current one (b (f references) n ...). Past frames see themselves alone, current ones their references."""
+
+    current: int
+    past: int = 0
+    references: int = 0
+
+
+def frame_attention(q: list, k: list, v: list, kernel: str, frames: Frames) -> list:
+    """Softmax attention within each frame of a video.
+
+    q, k and v hold tokens of the joined frames, b r n h k, and where there is text, its own for
+    every frame that is no reference, b (f p) t h k. The result is as they are.
+    """
+    context = context_size()
+    here = Frames(frames.current // context, frames.past // context, frames.references)
+
+    def local(*groups):
+        attended = [local_attention(*qkv, kernel) for qkv in zip(*(sequences(x, here) for x in groups))]
+        return joined_frames(attended, here, q[0].shape[2])[: len(q)]
+
+    return on_devices(local, "batch", "frames")(q, k, v)
+
+
+def sequences(groups: list[jax.Array], frames: Frames) -> list[jax.Array]:
+    """Tokens of joined frames, and text, as what attends as one: b f l h k, and where there are any, b p l h k."""
+    image, *text = groups
+    f, p, g = frames
+    current, past, references = jnp.split(image, (f, f + p), 1)
+    references = rearrange(references, "b (f g) n h k -> b f (g n) h k", f=f, g=g)
+    texts = [jnp.split(x, [f], 1) for x in text]
+    current = jnp.concatenate([current, references, *(x[0] for x in texts)], 2)
+    return [current, jnp.concatenate([past, *(x[1] for x in texts)], 2)] if p else [current]
+
+
+def joined_frames(attended: list[jax.Array], frames: Frames, n: int) -> list[jax.Array]:
+    """The inverse of `sequences`; n is the number of image tokens per frame."""
+    current, references, text = jnp.split(attended[0], (n, n + frames.references * n), 2)
+    references = rearrange(references, "b f (g n) h k -> b (f g) n h k", n=n)
+    past = [jnp.split(x, [n], 2) for x in attended[1:]]
+    image = jnp.concatenate([current, *(x[0] for x in past), references], 1)
+    return [image, jnp.concatenate([text, *(x[1] for x in past)], 1)]
+
+
+def video_attention(q, k, v, mode: str, scheme: str, kernel: str) -> jax.Array:
+    """Softmax attention through time, of frames b f n h k in any order.
+
     mode: full (every token over all tokens of all frames) or factorized (over the same place
     in other frames). scheme: how frames on several devices meet, `heads` (all-to-all) or
     `ring` (full mode only), or auto: heads where they divide.
     """
-    counts = np.cumsum([x.shape[1] for x in q])[:-1]
-    mesh = many()
-    context = mesh.shape["context"] if mesh else 1
-    run = partial(across_frames, mode=mode, scheme=scheme, kernel=kernel, context=context)
-
-    def local(*groups):
-        joined = (jnp.concatenate(x, 1) for x in groups)
-        return jnp.split(run(*joined), counts // context, 1)
-
-    if not mesh:
-        return local(q, k, v)
-    place = spec("batch", "frames")
-    return jax.shard_map(local, in_specs=place, out_specs=place, check_vma=False)(q, k, v)
+    local = partial(across_frames, mode=mode, scheme=scheme, kernel=kernel, context=context_size())
+    return on_devices(local, "batch", "frames")(q, k, v)
 
 
 def across_frames(q, k, v, mode: str, scheme: str, kernel: str, context: int) -> jax.Array:
@@ -330,32 +395,43 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 LANES = 128  # of a TPU: sequences are padded to whole ones
+STEP = 1 << 18  # scores that a TPU could compute in the time it takes to turn to the next tile
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """The Pallas kernel for TPUs that ships with JAX. Segment ids keep the padding apart."""
     length, h = q.shape[1:3]
-    padded = -(-length // LANES) * LANES
+    padded, blocks = splash_blocks(length)
     q, k, v = (
         jnp.pad(rearrange(x, "b l h k -> b h l k"), ((0, 0), (0, 0), (0, padded - length), (0, 0)))
         for x in (q * q.shape[-1] ** -0.5, k, v)
     )
     mask = splash_mask.MultiHeadMask([splash_mask.FullMask((padded, padded))] * h)
-    kernel = splash_kernel.make_splash_mha_single_device(mask, block_sizes=splash_blocks(padded))
+    # What the backward pass needs beside the output, row sums, goes by the same name.
+    kernel = splash_kernel.make_splash_mha_single_device(
+        mask, block_sizes=blocks, residual_checkpoint_name="attention"
+    )
     segments = (jnp.arange(padded) >= length).astype(jnp.int32)
     ids = None if padded == length else splash_kernel.SegmentIds(segments, segments)
     out = jax.vmap(lambda q, k, v: kernel(q, k, v, ids))(q, k, v)
     return rearrange(out[:, :, :length], "b h l k -> b l h k")
 
 
-def splash_blocks(length: int) -> splash_kernel.BlockSizes:
-    """Tiles for a padded length: the largest that divide it and fit a core's fast memory."""
-    largest = lambda limit: max(b for b in range(LANES, limit + 1, LANES) if length % b == 0)
-    q, kv, compute = largest(1024), largest(2048), largest(512)
-    return splash_kernel.BlockSizes(
+def splash_blocks(length: int) -> tuple[int, splash_kernel.BlockSizes]:
+    """The padded length and tiles that make least work of a sequence: its scores, with the padding's,
+    and the turns from tile to tile. Larger tiles do not fit a core's fast memory."""
+    least = -(-length // LANES) * LANES
+    largest = lambda padded, limit: max(b for b in range(LANES, limit + 1, LANES) if padded % b == 0)
+    tried = [
+        (padded**2 * (1 + STEP / (q * kv)), padded, q, kv)
+        for padded in range(least, least + least // 8 + 1, LANES)
+        for q, kv in [(largest(padded, 1152), largest(padded, 2048))]
+    ]
+    _, padded, q, kv = min(tried)
+    compute = largest(kv, 512)
+    return padded, splash_kernel.BlockSizes(
         block_q=q, block_kv=kv, block_kv_compute=compute,
-        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=compute,
-        block_q_dq=q, block_kv_dq=kv,
+        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=compute, use_fused_bwd_kernel=True,
     )
 
 

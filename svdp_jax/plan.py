@@ -62,28 +62,37 @@ GENERATIONS = {
 # --- FLOPs, by our own count: 2 per multiplication and addition in a matrix product
 
 
-def forward_flops(config: configs.Config, null: str = "zeros", level: int = 3) -> dict[str, float]:
-    """Of one clip, by part. `level` is how many conditions are there (`guidance`), where dropped."""
+def forward_flops(config: configs.Config) -> dict[str, float]:
+    """Of one clip, by part, with tokens for every condition."""
     model, data = config.model, config.data
     b, t = model.backbone, prompt_shapes(config)[0].shape[0]
-    d, f = b.width, data.frames
-    p = data.past if (null == "zeros" or level > 2) and model.video.temporal != "none" else 0
-    n = (data.size // model.codec.factor // b.patch) ** 2
-    groups = 3 if null == "zeros" else 1 + min(level, 2)
-    streams = ((f, groups * n), (p, n))  # frames, and image tokens in each
-    tokens, frames = sum(count * length for count, length in streams), f + p
+    temporal, f, n = model.video.temporal, data.frames, tokens_per_frame(config)
+    p = data.past if temporal != "none" else 0
+    streams = ((f, 3 * n), (p, n))  # frames, and image tokens in each
+    frames, video = f + p, (f + p) * n
+    seen = {"full": video**2, "factorized": frames**2 * n, "none": 0}[temporal]
+    return block_flops(b, streams, t) | {
+        "video projections": 2 * 4 * b.width**2 * video * b.blocks * (temporal != "none"),
+        "video attention": 4 * b.width * seen * b.blocks,
+        "embeddings": embedding_flops(config, sum(count * length for count, length in streams), f * n, t),
+    }
+
+
+def tokens_per_frame(config: configs.Config) -> int:
+    return (config.data.size // config.model.codec.factor // config.model.backbone.patch) ** 2
+
+
+def block_flops(b: configs.Backbone, streams: tuple, t: int) -> dict[str, float]:
+    """Of the backbone's blocks, on streams of so many frames with so many image tokens each."""
+    d, frames = b.width, sum(count for count, _ in streams)
+    tokens = sum(count * length for count, length in streams)
     scores = lambda extra: sum(count * (length + extra) ** 2 for count, length in streams)
-    video = frames * n
-    seen = {"full": video**2, "factorized": frames**2 * n, "none": 0}[model.video.temporal]
     return {
         "image stream": 2 * 12 * d**2 * tokens * b.blocks,
         "text stream": 2 * d**2 * t * frames * (12 * (b.blocks - 1) + 3),
         "joint attention": 4 * d * scores(t) * b.blocks,
         "attn2 projections": 2 * 4 * d**2 * tokens * b.dual,
         "attn2 attention": 4 * d * scores(0) * b.dual,
-        "video projections": 2 * 4 * d**2 * video * b.blocks * (model.video.temporal != "none"),
-        "video attention": 4 * d * seen * b.blocks,
-        "embeddings": embedding_flops(config, tokens, f * n, t),
     }
 
 
@@ -94,10 +103,6 @@ def embedding_flops(config: configs.Config, tokens: int, outputs: int, text: int
     chunks = 12 * b.blocks + 3 * b.dual - 4 + 3 * b.blocks * (config.model.video.temporal != "none") + 2
     once = d * (256 + d + b.pooled_width + d) + chunks * d**2
     return 2 * (patch * d * (tokens + outputs) + text * b.text_width * d + once)
-
-
-def is_attention(part: str) -> bool:
-    return part.endswith(" attention")
 
 
 def prompt_shapes(config: configs.Config) -> tuple:
@@ -116,7 +121,7 @@ def slice_devices(topology: str) -> list:
     if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         known = ", ".join(GENERATIONS)
         raise UserError(f"{topology!r} is no TPU slice; write one such as v4:2x2x4, of {known}.")
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{generation}-8")
     from jax.experimental import topologies
 
@@ -175,31 +180,42 @@ def sampled_clips(mesh) -> int:
     return max(1, mesh.shape["data"] * mesh.shape["fsdp"] // 4)
 
 
+def abstract_latents(config: configs.Config, clips: int, layout=None) -> dict:
+    """Noise and conditions of one segment of so many clips, as shapes."""
+    d, c = config.data, config.model.codec.factor
+    latent = (d.size // c, d.size // c, config.model.backbone.channels)
+    leading = {"noise": (d.frames,), "source": (), "driving": (d.frames,), "past": (d.past,)}
+    return {
+        name: jax.ShapeDtypeStruct((clips, *frames, *latent), jnp.dtype(config.dtype), sharding=layout)
+        for name, frames in leading.items()
+    }
+
+
+def segment_sampler(config: configs.Config, graph: nnx.GraphDef):
+    """One segment: ((weights, constants), latents as above, text b t w, pooled b w) to latents."""
+
+    def segment(weights, latents, text, pooled):
+        network = nnx.merge(graph, parallel.gathered(weights[0]), weights[1])
+        conditions = {name: x for name, x in latents.items() if name != "noise"}
+        return sampler.sample(
+            network, latents["noise"], text, pooled, conditions, config.model, config.sampling
+        )
+
+    return segment
+
+
 def compile_sample(config: configs.Config, mesh):
     """The compiled sampler of one segment, all steps, weights in the config's dtype."""
-    model, d, b = config.model, config.data, sampled_clips(mesh)
-    latent = (d.size // model.codec.factor,) * 2 + (model.backbone.channels,)
-    dtype = jnp.dtype(config.dtype)
-    leading = {"noise": (d.frames,), "source": (), "driving": (d.frames,), "past": (d.past,)}
+    clips, dtype = sampled_clips(mesh), jnp.dtype(config.dtype)
     graph, state = abstract_state(config, mesh)
     weights = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding),
         (state.weights, state.constants),
     )
-    latents = {
-        name: jax.ShapeDtypeStruct((b, *frames, *latent), dtype) for name, frames in leading.items()
-    }
-    text, pooled = (jax.ShapeDtypeStruct((b, *x.shape), dtype) for x in prompt_shapes(config))
-
-    def segment(weights, latents, text, pooled):
-        conditions = {name: latents[name] for name in ("source", "driving", "past")}
-        network = nnx.merge(graph, parallel.gathered(weights[0]), weights[1])
-        return sampler.sample(
-            network, latents["noise"], text, pooled, conditions, model, config.sampling
-        )
-
+    text, pooled = (jax.ShapeDtypeStruct((clips, *x.shape), dtype) for x in prompt_shapes(config))
+    segment = jax.jit(segment_sampler(config, graph))
     with jax.set_mesh(mesh):
-        return jax.jit(segment).lower(weights, latents, text, pooled).compile()
+        return segment.lower(weights, abstract_latents(config, clips), text, pooled).compile()
 
 
 # --- reading what was compiled
@@ -302,7 +318,7 @@ def seconds(
     sizes = {"joint attention": b.width // b.heads, "attn2 attention": b.width // b.heads,
              "video attention": b.width // config.model.video.heads}
     rate = lambda size: np.interp(size, *zip(*sorted(chip.attention.items())))
-    matmul = sum(x for part, x in flops.items() if not is_attention(part))
+    matmul = sum(x for part, x in flops.items() if part not in sizes)
     attention = sum(flops[part] / rate(size) for part, size in sizes.items())
     each = clips / chips / 1e12
     return {
@@ -374,7 +390,7 @@ def plan_sample(config, chip, flops, mesh) -> dict:
 def advice(config: configs.Config, mesh) -> list[str]:
     """What else could make it fit, with what it saves on a chip, largest first."""
     d, b = config.data, config.model.backbone
-    n = (d.size // config.model.codec.factor // b.patch) ** 2
+    n = tokens_per_frame(config)
     clips = d.batch / config.optimizer.accumulate / (mesh.shape["data"] * mesh.shape["fsdp"])
     frames = (3 * d.frames + d.past) / mesh.shape["context"]
     kept = 2 * clips * frames * n * b.width * b.blocks / GIB  # one bf16 activation of every block

@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import dataclasses
 import json
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from flax import nnx
 
 from svdp_jax import config as configs
 from svdp_jax import parallel, train
+from svdp_jax.models.mmdit import JointBlock
 
 MESHES = ((1, 1, 8), (2, 2, 2), (1, 4, 2), (8, 1, 1))  # data, fsdp, context
 SOME = (((2, 2, 2), "heads", "full"), ((1, 1, 8), "ring", "full"), ((1, 2, 4), "heads", "factorized"))
@@ -89,14 +91,14 @@ def per_frame_block() -> str:
     wanted = config((1, 1, 8), "heads", "full")
     mesh = parallel.make_mesh(wanted.mesh)
     with jax.set_mesh(mesh):
-        from svdp_jax.models.mmdit import JointBlock
-
         graph, weights = nnx.split(JointBlock(wanted.model.backbone, "dual", nnx.Rngs(0)))
         place = parallel.sharding(mesh, "batch", "frames")
         tokens = jax.ShapeDtypeStruct((8, FRAMES, 12, 64), "float32", sharding=place)
         text = jax.ShapeDtypeStruct((8, FRAMES, 5, 64), "float32", sharding=place)
         cond = jax.ShapeDtypeStruct((8, 1, 64), "float32", sharding=parallel.sharding(mesh, "batch"))
-        step = jax.jit(lambda w, x, t, c: parallel.constrain(nnx.merge(graph, w)(x, t, c), "batch", "frames"))
+        attend = partial(parallel.frame_attention, frames=parallel.Frames(FRAMES))
+        run = lambda w, x, t, c: nnx.merge(graph, w)(x, t, c, attend)
+        step = jax.jit(lambda *x: parallel.constrain(run(*x), "batch", "frames"))
         return step.lower(weights, tokens, text, cond).compile().as_text()
 
 

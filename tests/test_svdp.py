@@ -139,9 +139,7 @@ def test_full_video_attention_equals_a_plain_softmax():
     tokens, cond = drawn(B, P + F, 4, 32), drawn(B, 32, seed=1)
     angles = svdp.rotary_angles(F, P, 2, 2, 16)
     expected = reference_attention(layer, tokens, cond, angles)
-    groups, angle_groups = ([x[..., :P, :, :], x[..., P:, :, :]] for x in (tokens, angles))
-    attended = layer(groups, cond[:, None], angle_groups)
-    np.testing.assert_allclose(np.concatenate(attended, 1), expected, atol=1e-4)
+    np.testing.assert_allclose(layer(tokens, cond[:, None], angles[None]), expected, atol=1e-4)
 
 
 def test_rotary_positions_are_relative_and_past_comes_before_zero():
@@ -150,7 +148,7 @@ def test_rotary_positions_are_relative_and_past_comes_before_zero():
     assert angles[2, 0].tolist() == [0] * 16  # time 0, top left
     np.testing.assert_allclose(angles[1, 0], -angles[3, 0])  # times -1 and 1
     q, k = drawn(1, 1, 1, 32), drawn(1, 1, 1, 32, seed=1)
-    turned = lambda x, i: svdp.rotate(x[None], angles[i : i + 1, :1])
+    turned = lambda x, i: svdp.rotate(x[None], angles[None, i : i + 1, :1])
     dot = lambda i, j: float((turned(q, i) * turned(k, j)).sum())
     assert dot(0, 1) == pytest.approx(dot(3, 4), abs=1e-4)
     assert dot(0, 1) != pytest.approx(dot(0, 3), abs=1e-2)
@@ -162,7 +160,7 @@ def reach(temporal):
     tokens, cond = drawn(1, F, 4, 32), drawn(1, 32, seed=1)
     angles = svdp.rotary_angles(F, 0, 2, 2, 16)
     changed = tokens.at[:, 1, 0].set(drawn(1, 32, seed=2))
-    run = lambda x: layer([x], cond[:, None], [angles])[0]
+    run = lambda x: layer(x, cond[:, None], angles[None])
     moved = run(changed) - run(tokens)
     return np.abs(moved[0]).max(-1) > 1e-6
 

@@ -21,15 +21,14 @@ from absl import flags
 from flax import nnx
 
 from svdp_jax import parallel, plan, train
-from svdp_jax.diffusion import sampler
 from svdp_jax.errors import say_errors
 from svdp_jax.models.mmdit import MMDiT
 
-# Peak bf16 TFLOP/s by what JAX calls the device.
-PEAKS = {
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918,
-    "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
-}
+# What JAX calls the devices.
+TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+# Peak bf16 TFLOP/s.
+PEAKS = {kind: plan.CHIPS[name].peak for kind, name in TPUS.items()}
+PEAKS |= {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}
 
 
 def medians(runs: dict, rounds: int) -> dict[str, float]:
@@ -85,29 +84,21 @@ def bench_train(config, mesh, rounds: int) -> dict:
 
 
 def bench_video(config, mesh, rounds: int, what: str) -> dict:
-    dtype, d, clips = jnp.dtype(config.dtype), config.data, plan.sampled_clips(mesh)
+    dtype, clips = jnp.dtype(config.dtype), plan.sampled_clips(mesh)
     graph, make = train.state_maker(config, mesh)
     state = make(jax.random.key(0))
     weights = jax.tree.map(lambda w: w.astype(dtype), (state.weights, state.constants))
     del state
-    latent = (d.size // config.model.codec.factor,) * 2 + (config.model.backbone.channels,)
-    leading = {"noise": (d.frames,), "source": (), "driving": (d.frames,), "past": (d.past,)}
-    shapes = {
-        name: jax.ShapeDtypeStruct((clips, *frames, *latent), dtype, sharding=parallel.sharding(mesh))
-        for name, frames in leading.items()
-    }
-    latents = random(shapes)
+    latents = random(plan.abstract_latents(config, clips, parallel.sharding(mesh)))
     prompt = random(plan.abstract(plan.prompt_shapes(config), mesh))
     text, pooled = (jnp.repeat(x[None], clips, 0).astype(dtype) for x in prompt)
 
-    @jax.jit
-    def call(weights, latents, text, pooled):
-        model = nnx.merge(graph, *weights)
-        z, conditions = latents["noise"], {k: x for k, x in latents.items() if k != "noise"}
-        if what == "forward":
-            return model(z, jnp.full(clips, 0.5), text, pooled, **conditions)
-        return sampler.sample(model, z, text, pooled, conditions, config.model, config.sampling)
+    def forward(weights, latents, text, pooled):
+        model = nnx.merge(graph, parallel.gathered(weights[0]), weights[1])
+        conditions = {name: x for name, x in latents.items() if name != "noise"}
+        return model(latents["noise"], jnp.full(clips, 0.5), text, pooled, **conditions)
 
+    call = jax.jit(forward if what == "forward" else plan.segment_sampler(config, graph))
     run = lambda: jax.block_until_ready(call(weights, latents, text, pooled))
     seconds = medians({what: run}, rounds)[what]
     copies = 1 if what == "forward" else 4 * config.sampling.steps
@@ -129,9 +120,8 @@ def bench_image(config, rounds: int, reference: bool) -> list[dict]:
     runs = {"image": lambda: jax.block_until_ready(call(state, *inputs))}
     if reference:
         runs["image, diffusers"] = diffusers_image(b, dtype, latents, text, pooled)
-    n, t, d = (side // b.patch) ** 2, text_shape[0], b.width
-    flops = 2 * 12 * d**2 * n * b.blocks + 2 * d**2 * t * (12 * (b.blocks - 1) + 3)
-    flops += 4 * d * (n + t) ** 2 * b.blocks + b.dual * (8 * d**2 * n + 4 * d * n**2)
+    streams = ((1, plan.tokens_per_frame(config)),)
+    flops = sum(plan.block_flops(b, streams, text_shape[0]).values())
     return [line(name, config, seconds, flops) for name, seconds in medians(runs, rounds).items()]
 
 

@@ -8,6 +8,8 @@ kind are stacked: `dual` (a second, image-only attention), `plain`, and `last`
 Sources: Esser et al. 2024 (arXiv 2403.03206); Stability AI, SD3.5-Medium.
 """
 
+from typing import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -15,7 +17,7 @@ from flax import nnx
 
 from svdp_jax.config import Backbone
 from svdp_jax.models import layers
-from svdp_jax.parallel import attention
+from svdp_jax.parallel import picture_attention
 
 
 class Table(nnx.Variable):
@@ -80,21 +82,28 @@ class JointAttention(nnx.Module):
         if text_out:
             self.to_add_out = nnx.Linear(d, d, rngs=rngs)
 
-    def __call__(self, image: jax.Array, text: jax.Array | None = None):
-        """Image ... n d and text ... t d to the same; text comes back None where none is kept."""
-        q, k, v = self.split(self.to_q(image), self.to_k(image), self.to_v(image))  # ... n h k
-        q, k = self.norm_q(q), self.norm_k(k)
-        if text is not None:
-            tq, tk, tv = self.split(
-                self.add_q_proj(text), self.add_k_proj(text), self.add_v_proj(text)
-            )
-            tq, tk = self.norm_added_q(tq), self.norm_added_k(tk)
-            q, k, v = (jnp.concatenate(pair, -3) for pair in ((q, tq), (k, tk), (v, tv)))
-        out = rearrange(attention(q, k, v, self.kernel), "... l h k -> ... l (h k)")
-        image, text = jnp.split(out, [image.shape[-2]], -2)
-        return self.to_out(image), self.to_add_out(text) if hasattr(self, "to_add_out") else None
+    def __call__(self, attend: Callable, image: jax.Array, text: jax.Array | None = None):
+        """Image ... n d and text ... t d to the same; text comes back None where none is kept.
 
-    def split(self, *streams: jax.Array):
+        `attend` is given q, k, v and the kernel's name, see `parallel.picture_attention`.
+        """
+        groups = [self.image_heads(image)]
+        if text is not None:
+            groups.append(self.text_heads(text))
+        attended = attend(*map(list, zip(*groups)), self.kernel)
+        image, *text = (rearrange(x, "... l h k -> ... l (h k)") for x in attended)
+        return self.to_out(image), self.to_add_out(text[0]) if hasattr(self, "to_add_out") else None
+
+    def image_heads(self, image: jax.Array) -> tuple[jax.Array, ...]:
+        q, k, v = self.split(layers.together(image, self.to_q, self.to_k, self.to_v))  # ... n h k
+        return self.norm_q(q), self.norm_k(k), v
+
+    def text_heads(self, text: jax.Array) -> tuple[jax.Array, ...]:
+        projections = self.add_q_proj, self.add_k_proj, self.add_v_proj
+        q, k, v = self.split(layers.together(text, *projections))  # ... t h k
+        return self.norm_added_q(q), self.norm_added_k(k), v
+
+    def split(self, streams: list[jax.Array]):
         return (rearrange(x, "... l (h k) -> ... l h k", h=self.heads) for x in streams)
 
 
@@ -116,18 +125,21 @@ class JointBlock(nnx.Module):
         if kind != "last":
             self.ff_context = layers.MLP(d, 4 * d, d, layers.gelu_tanh, rngs)
 
-    def __call__(self, image: jax.Array, text: jax.Array, cond: jax.Array):
+    def __call__(
+        self, image: jax.Array, text: jax.Array, cond: jax.Array, attend: Callable = picture_attention
+    ):
         """Image ... n d, text ... t d, cond ... d to image and text of the same shapes.
 
-        The leading dimensions are b, or b f of a video; those of cond may be ones.
+        The leading dimensions are b, or b and frames of a video; those of cond may be ones.
+        `attend` says which tokens see which.
         """
         cond = jax.nn.silu(cond)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.chunks(self.norm1, cond)
         attended, text_attended = self.attn(
-            layers.modulate(image, shift, scale), self.modulated_text(text, cond)
+            attend, layers.modulate(image, shift, scale), self.modulated_text(text, cond)
         )
         if dual:
-            second, _ = self.attn2(layers.modulate(image, *dual[:2]))
+            second, _ = self.attn2(attend, layers.modulate(image, *dual[:2]))
             second = second * layers.over_tokens(dual[2])
         else:
             second = 0

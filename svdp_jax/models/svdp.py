@@ -18,7 +18,7 @@ from svdp_jax import parallel
 from svdp_jax.config import Model
 from svdp_jax.models import layers
 from svdp_jax.models.mmdit import MMDiT, kinds
-from svdp_jax.parallel import video_attention
+from svdp_jax.parallel import Frames, frame_attention, video_attention
 
 SOURCE_SHIFT, DRIVING_SHIFT = -1, 1  # picture widths from the centre of the table
 
@@ -40,8 +40,8 @@ def rotary_angles(frames: int, past: int, rows: int, columns: int, size: int) ->
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns pairs of channels of x (b f n h k) by angles (f n k/2)."""
-    cos, sin = (f(angles)[:, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    """Turns pairs of channels of x (b f n h k) by angles (b f n k/2, or 1 for b)."""
+    cos, sin = (f(angles)[..., None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
@@ -63,25 +63,17 @@ class VideoAttention(nnx.Module):
         )
         self.norm_q, self.norm_k = (layers.RMSNorm(d // self.heads) for _ in range(2))
 
-    def __call__(self, groups: list[jax.Array], cond: jax.Array, angles: list[jax.Array]):
-        """Groups of frames, each b f n d with angles f n k/2, to the same; cond b 1 d.
-
-        The groups attend as one sequence. They stay apart as arrays, so that each can lie
-        with its frames spread over the mesh.
-        """
+    def __call__(self, tokens: jax.Array, cond: jax.Array, angles: jax.Array) -> jax.Array:
+        """Tokens b f n d of frames in any order, cond b 1 d, angles as for `rotate`."""
         shift, scale, gate = jnp.split(self.norm(jax.nn.silu(cond)), 3, axis=-1)
-        q, k, v = [], [], []
-        for x, angle in zip(groups, angles):
-            y = layers.modulate(x, shift, scale)
-            split = lambda to: rearrange(to(y), "b f n (h k) -> b f n h k", h=self.heads)
-            q.append(rotate(self.norm_q(split(self.to_q)), angle))
-            k.append(rotate(self.norm_k(split(self.to_k)), angle))
-            v.append(split(self.to_v))
-        attended = self.attend(q, k, v)
-        return [
-            x + self.to_out(rearrange(y, "b f n h k -> b f n (h k)")) * layers.over_tokens(gate)
-            for x, y in zip(groups, attended)
-        ]
+        normed = layers.modulate(tokens, shift, scale)
+        q, k, v = (
+            rearrange(x, "b f n (h k) -> b f n h k", h=self.heads)
+            for x in layers.together(normed, self.to_q, self.to_k, self.to_v)
+        )
+        q, k = rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles)
+        attended = rearrange(self.attend(q, k, v), "b f n h k -> b f n (h k)")
+        return tokens + self.to_out(attended) * layers.over_tokens(gate)
 
 
 class SVDP(nnx.Module):
@@ -119,7 +111,7 @@ class SVDP(nnx.Module):
         condition's tokens out. policy: what to keep for the backward pass,
         see `layers.scan`. Returns b f y x c.
         """
-        image, f = self.image, z.shape[1]
+        image, b, f = self.image, *z.shape[:2]
         rows, columns = (side // image.patch for side in z.shape[2:4])
         cond = image.time_text_embed(time, pooled)[:, None]  # b 1 d
         text = image.context_embedder(text)  # b t d
@@ -129,32 +121,31 @@ class SVDP(nnx.Module):
             references.append(repeat(tokens, "b n d -> b f n d", f=f))
         if driving is not None:
             references.append(image.pos_embed(driving, DRIVING_SHIFT))
-        p = 0 if past is None or self.temporal == "none" else past.shape[1]
-        angles = jnp.split(rotary_angles(f, p, rows, columns, self.head_size), [p])
+        latents = [z] if past is None or self.temporal == "none" else [z, past]
+        p = sum(x.shape[1] for x in latents) - f
+        angles = repeat(rotary_angles(f, p, rows, columns, self.head_size), "f n k -> b f n k", b=b)
+        angles = parallel.join([angles[:, p:], angles[:, :p]][: len(latents)])
 
-        def stream(latents, references=()):  # tokens b f n d, references b f r d, text b f t d
-            tokens = image.pos_embed(latents)
-            references = jnp.concatenate([tokens[:, :, :0], *references], 2)
-            return tokens, references, repeat(text, "b t d -> b f t d", f=latents.shape[1])
+        # All that is done token by token is done to all frames at once: current, past, references.
+        layout = Frames(f, p, len(references))
+        groups = [image.pos_embed(x) for x in latents]
+        if references:
+            groups.append(rearrange(references, "g b f n d -> b (f g) n d"))
+        tokens = parallel.join(groups)  # b r n d
+        texts = repeat(text, "b t d -> b f t d", f=f + p)
+        attend = partial(frame_attention, frames=layout)
 
-        def step(modules, streams):
-            streams = parallel.constrain(streams, "batch", "frames")
-            tokens, references, texts = zip(*streams)
+        def step(modules, carry):
+            tokens, texts = parallel.constrain(carry, "batch", "frames")
             if self.temporal != "none":
-                tokens = modules["video"](tokens, cond, angles[-len(tokens) :])
-            return [joint(modules["block"], *s, cond) for s in zip(tokens, references, texts)]
+                moving, *still = parallel.split(tokens, (f + p, f * layout.references))
+                tokens = parallel.join([modules["video"](moving, cond, angles), *still])
+            return modules["block"](tokens, texts, cond, attend)
 
-        streams = ([stream(past)] if p else []) + [stream(z, references)]
+        carry = tokens, texts
         for kind in image.kinds:
             modules = {"block": getattr(image, kind)}
             if self.temporal != "none":
                 modules["video"] = getattr(self, f"video_{kind}")
-            streams = layers.scan(step, modules, streams, policy)
-        return image.head(streams[-1][0], cond, rows)  # b f y x c
-
-
-def joint(block, tokens, references, text, cond):
-    """The backbone's block, frame by frame, on [tokens ; references] with text."""
-    both, text = block(jnp.concatenate([tokens, references], 2), text, cond)
-    tokens, references = jnp.split(both, [tokens.shape[2]], 2)
-    return tokens, references, text
+            carry = layers.scan(step, modules, carry, policy)
+        return image.head(parallel.split(carry[0], (f,))[0], cond, rows)  # b f y x c
