@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax.data import video
-from svdp_jax.data.records import SUFFIXES
+from svdp_jax.data.ingest import SUFFIXES
 from svdp_jax.errors import UserError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}

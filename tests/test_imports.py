@@ -8,11 +8,14 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     ("errors", "files", "stop", "config", "parallel"),
     ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text"),
-    ("models.keypoints", "models.volume", "models.liveportrait"),
+    ("models.keypoints", "models.volume", "models.liveportrait", "models.metric_nets"),
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
-    ("data.video", "data.face", "data.landmarks", "data.paste", "data.scene", "data.toy", "data.example", "data.records", "data.feed"),
-    ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "shipped", "animator"),
-    ("draw", "animate", "evaluate", "train", "plan", "demo"),
+    ("data.video", "data.face", "data.landmarks", "data.paste", "data.scene", "data.sound", "data.toy"),
+    ("data.example", "data.footage", "data.ingest", "data.shots", "data.crops", "data.gates", "data.masks"),
+    ("data.drivers", "data.encode", "data.report", "data.pipeline", "data.records", "data.feed"),
+    ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "alarm", "shipped", "animator"),
+    ("stages", "builders", "metrics", "clips", "measure"),
+    ("draw", "animate", "evaluate", "train", "prepare", "plan", "demo"),
 )
 ORDER = [module for row in ROWS for module in row]
 
