@@ -212,8 +212,13 @@ def load_parts(folder: Path, *states):
 def load_arrays(folder: Path) -> dict[str, np.ndarray]:
     """All parameters in host memory, as stored, by dotted path."""
     verify(folder)
-    stored = stored_arrays(folder / "params")
-    return restore(folder / "params", stored, {p: ocp.RestoreArgs(restore_type=np.ndarray) for p in stored})
+    return host_arrays(folder / "params")
+
+
+def host_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """All arrays of one tree that was saved."""
+    stored = stored_arrays(folder)
+    return restore(folder, stored, {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in stored})
 
 
 def restore(folder: Path, item: dict, restore_args: dict) -> dict:

@@ -71,6 +71,19 @@ def devices(config: configs.Config) -> Iterator[str]:
     for name, count in (("frames", d.frames), ("past", d.past)):
         if count % mesh.shape["context"]:
             yield f"config.data.{name}={count} does not divide over mesh.context={mesh.shape['context']}; change one."
+    network = nnx.state(abstract_model(config))
+    places = checkpoint.named(parallel.parameter_shardings(network, mesh))
+    for name, leaf in checkpoint.named(network).items():
+        try:
+            places[name].shard_shape(leaf.shape)
+        except ValueError:
+            yield f"parameter {name} of shape {leaf.shape} does not divide over {dict(mesh.shape)}; set config.mesh."
+            return
+
+
+def abstract_model(config: configs.Config) -> SVDP:
+    """The network with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0)))
 
 
 def weights(config: configs.Config) -> Iterator[str]:
@@ -146,8 +159,7 @@ def disk(config: configs.Config, workdir: Path) -> Iterator[str]:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield f"{there} cannot be written, so there can be no {workdir}; name another --workdir."
         return
-    network = nnx.state(nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0))))
-    size = sum(4 * leaf.size for leaf in jax.tree.leaves(network))
+    size = sum(4 * leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_model(config))))
     saved = len(list(checkpoint.run_checkpoints(workdir)))
     # Every checkpoint has weights, their average and the moments; the model at the end is one more average.
     wanted = SPARE * size * ((2 + MOMENTS) * max(config.keep + 1 - saved, 1) + 1)

@@ -223,7 +223,7 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
         age = state.step.astype(jnp.float32)
         decay = jnp.minimum(o.average, (1 + age) / (10 + age))
         average = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.average, weights)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         metrics = {"loss": value, "gradient_norm": norm, "rate": rate(config)(state.step)}
         metrics |= norms("gradient", gradients) | norms("update", updates)
         sound = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -241,7 +241,7 @@ def norms(kind: str, tree: nnx.State) -> dict[str, jax.Array]:
     groups = defaultdict(list)
     for name, leaf in checkpoint.named(tree).items():
         groups[".".join(name.split(".")[: 2 if name.startswith("image.") else 1])].append(leaf)
-    return {f"{kind}_norm/{group}": optax.global_norm(leaves) for group, leaves in groups.items()}
+    return {f"{kind}_norm/{group}": optax.tree.norm(leaves) for group, leaves in groups.items()}
 
 
 def train(config: configs.Config, workdir: Path, force: bool = False) -> None:

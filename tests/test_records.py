@@ -37,6 +37,7 @@ def test_toy_batches_have_the_shapes_and_are_a_function_of_the_seed(tmp_path):
     first, second = next(iter(batches(config(), tmp_path))), next(iter(batches(config(), tmp_path)))
     shapes = {"source": (2, 16, 16, 3), "past": (2, 2, 16, 16, 3)}
     shapes |= {"target": (2, 3, 16, 16, 3), "driving": (2, 3, 16, 16, 3)}
+    assert first.pop("problem").tolist() == ["", ""]
     assert {name: x.shape for name, x in first.items()} == shapes
     assert all(x.dtype == np.uint8 and (x == second[name]).all() for name, x in first.items())
 

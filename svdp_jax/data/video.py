@@ -142,6 +142,8 @@ def _open(path):
         if not container.streams.video:
             raise UserError(f"{path}: holds no pictures, as it is cut off or only sound; give a whole video.")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise UserError(f"{path}: its pictures are in an unknown code; export it again as H.264 in mp4.")
         _check_pixels(path, stream.codec_context.width, stream.codec_context.height, MAX_FRAME_PIXELS)
         yield container, stream
 

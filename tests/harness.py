@@ -1,0 +1,86 @@
+"""Training runs as processes that are watched and disturbed; for tests/test_faults.py and the soak."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from svdp_jax import checkpoint
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "tests" / "little_run.py"
+STEPS = 30  # of that config
+
+
+class Run:
+    """A process that trains in a work folder; what it says is in `log`."""
+
+    def __init__(self, work: Path, *arguments: str, config: Path = CONFIG, faults: dict | None = None, **env: str):
+        self.work, self.log = work, work.with_name(f"{work.name}.log")
+        self.before = len(self.log.read_text()) if self.log.exists() else 0
+        command = [sys.executable, "-m", "svdp_jax.train", "--config", config, "--workdir", work, *arguments]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "FAULTS": json.dumps(faults or {})} | env
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+
+    def said(self) -> str:
+        return self.log.read_text()[self.before :]
+
+    def until(self, condition: Callable[[], bool], seconds: float = 120) -> "Run":
+        """Waits for the condition, or the end of the process."""
+        deadline = time.monotonic() + seconds
+        while not condition() and self.process.poll() is None:
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.005)
+        return self
+
+    def until_said(self, words: str) -> "Run":
+        return self.until(lambda: words in self.said())
+
+    def until_step(self, step: int) -> "Run":
+        return self.until(lambda: len(metrics(self.work)) >= step)
+
+    def signal(self, number: signal.Signals) -> "Run":
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self
+
+    def end(self, seconds: float = 120) -> int:
+        """Waits for the process; its return code."""
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self.process.kill()
+
+
+def metrics(work: Path) -> list[dict]:
+    path = work / "metrics.jsonl"
+    whole = [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
+    return [json.loads(line) for line in whole]
+
+
+def events(work: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (work / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def state(work: Path, step: int = STEPS) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint."""
+    folder = work / "checkpoints" / str(step)
+    return {
+        f"{part}/{name}": array
+        for part in ("params", "rest")
+        for name, array in checkpoint.host_arrays(folder / part).items()
+    }
+
+
+def differing(a: dict, b: dict) -> list[str]:
+    """Names of arrays that are not the same bits."""
+    assert set(a) == set(b)
+    return [name for name in a if a[name].tobytes() != b[name].tobytes()]

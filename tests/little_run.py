@@ -1,0 +1,66 @@
+"""A config for tests of faults: the smallest model on clips of noise, which start within seconds.
+
+    python -m svdp_jax.train --config tests/little_run.py
+
+FAULTS in the environment, a JSON object, makes its data fail: `bad` lists examples that
+cannot be read, `hang` is one whose reader never returns, `die` one whose reader ends in
+what no example can replace, `slow` seconds that every example takes.
+"""
+
+import json
+import os
+import time
+
+import jax
+import numpy as np
+
+from svdp_jax import config as configs
+from svdp_jax.data import records
+
+FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
+
+
+def noise(config: configs.Config):
+    d = config.data
+
+    def example(index: int) -> dict:
+        time.sleep(FAULTS.get("slow", 0))
+        if index in FAULTS.get("bad", []):
+            raise OSError(f"clip {index} is broken")
+        if index == FAULTS.get("hang"):
+            time.sleep(1000)
+        if "die" in FAULTS and index >= FAULTS["die"]:
+            raise OSError("the disk is gone")
+        random = np.random.default_rng((config.seed, index))
+        draw = lambda *lead: random.integers(0, 256, (*lead, d.size, d.size, 3), np.uint8)
+        return {"source": draw(), "past": draw(d.past), "target": draw(d.frames), "driving": draw(d.frames)}
+
+    return example
+
+
+def config(**changes) -> configs.Config:
+    model = configs.Model(
+        backbone=configs.Backbone(
+            width=32, heads=2, blocks=1, dual=0, text_width=8, pooled_width=8, channels=48, table=16, base=16
+        ),
+        video=configs.Video(heads=2),
+        codec=configs.Codec(kind="pixels", factor=4),
+        predict="clean",
+    )
+    return configs.Config(**{
+        "name": "little",
+        "model": model,
+        "data": configs.Data(size=16, frames=2, past=2, batch=8, threads=1),
+        "optimizer": configs.Optimizer(warmup=2),
+        "stages": (configs.Stage(steps=20, rate=2e-3), configs.Stage(steps=10, past=True, rate=1e-3)),
+        "dtype": "float32",
+        "log_every": 1,
+        "save_every": 2,
+        "evaluate": 0,
+    } | changes)
+
+
+def get_config():
+    jax.config.update("jax_numpy_dtype_promotion", "standard")  # optax mixes integers and floats
+    records.toy_example = noise
+    return configs.as_flags(config())
