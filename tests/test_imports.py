@@ -7,11 +7,12 @@ ROOT = Path(__file__).parents[1]
 # A module may import from its own row only what stands before it, and from rows above anything.
 ROWS = (
     ("errors", "config", "parallel"),
-    ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text"),
+    ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text", "models.metric_nets"),
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
-    ("data.video", "data.face", "data.toy", "data.records"),
+    ("data.video", "data.sound", "data.face", "data.toy", "data.records"),
     ("prompts", "checkpoint"),
-    ("draw", "animate", "evaluate", "train", "plan"),
+    ("metrics", "clips", "measure", "report"),
+    ("draw", "animate", "toy_score", "reenact", "evaluate", "train", "plan"),
 )
 ORDER = [module for row in ROWS for module in row]
 
