@@ -40,11 +40,6 @@ class Clip(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Refusal(NamedTuple):
-    name: str
-    reason: str
-
-
 class Folders(NamedTuple):
     """Where each role's files lie, matched by name without suffix; None where there are none."""
 
@@ -69,8 +64,9 @@ def find(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     return result
 
 
-def match(folders: Folders) -> tuple[list[Clip], list[Refusal]]:
-    """The clips of the reference folder, or else of the driving one, that have a result which fits.
+def match(folders: Folders) -> tuple[list[Clip], dict[str, str]]:
+    """The clips of the reference folder, or else of the driving one, that have a result which fits;
+    by name, why others are refused.
 
     Without driving videos the reference drives, and there is no driver; without sources the
     reference's first frame is the source.
@@ -83,13 +79,13 @@ def match(folders: Folders) -> tuple[list[Clip], list[Refusal]]:
         if folder
     }
     results, wanted = found["result"], found.get("reference") or found["driving"]
-    clips, refused = [], [Refusal(n, "no reference of this name") for n in results.keys() - wanted.keys()]
+    clips, refused = [], {name: "nothing of this name to compare it with" for name in results.keys() - wanted.keys()}
     for name in wanted:
         try:
             clips.append(fitted(name, {role: files.get(name) for role, files in found.items()}))
         except UserError as error:
-            refused.append(Refusal(name, str(error)))
-    return clips, sorted(refused)
+            refused[name] = str(error)
+    return clips, dict(sorted(refused.items()))
 
 
 def fitted(name: str, paths: dict[str, Path | None]) -> Clip:

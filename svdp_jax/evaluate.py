@@ -1,128 +1,34 @@
-"""Scores a model in the toy world, where the truth is known exactly.
+"""Scores animated portraits: a model's, a rival's, or a folder of videos that anybody made.
 
-python -m svdp_jax.evaluate --checkpoint DIR [--clips N] [--output DIR]
+A toy model, on drawn people and motions it never saw, where the truth is known exactly:
 
-People and motions are drawn from a seed that training never uses. PSNR is that
-of each clip's mean squared error, averaged over clips; `control` is the
-correlation, over all frames, of the driver's true motion with the motion
-fitted to the generated video (`data.toy.fit`). The trivial answer repeats the
-source picture.
+    python -m svdp_jax.evaluate --checkpoint runs/toy_cpu
+
+Any model on a folder of videos. Protocol self: a clip's first frame is the source and the clip
+the driver, so that the truth is known. Protocol cross: drivers are other people. Videos in one
+subfolder are of one person, else each is of a person of its own:
+
+    python -m svdp_jax.evaluate --checkpoint runs/mine --data videos --protocol self
+
+Videos that are there already, matched by name (clip.mp4 with clip.mp4; sources may be pictures);
+several methods stand side by side:
+
+    python -m svdp_jax.evaluate --results ours=out --results rival=theirs --reference truth
+    python -m svdp_jax.evaluate --results out --driving drivers --source portraits
+
+Writes results.json, results.md and report.html. A metric that needs weights or videos that are
+not there is skipped, and the report says how to get them.
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
-import numpy as np
-from tqdm import tqdm
-
-from svdp_jax import config as configs
+from svdp_jax import measure, report, toy_score
 from svdp_jax.animator import Animator
-from svdp_jax.data import toy, video
-from svdp_jax.data.records import to_uint8
-from svdp_jax.data.video import enlarged
-from svdp_jax.errors import say_errors
-
-UNSEEN = 1 << 20  # seed of people and motions for scoring only
-FRAMES = 4  # of each clip: motion drifts slowly, so more clips tell more than longer ones
-BOARD_FRAMES = 4  # of each clip on the contact sheet
-
-
-class Clips(NamedTuple):
-    """Cross-identity clips of the toy world; pictures uint8, b f y x c, source b y x c."""
-
-    source: np.ndarray
-    driving: np.ndarray
-    target: np.ndarray
-    identity: toy.Identity
-    motion: toy.Motion
-
-
-def unseen_clips(data: configs.Data, count: int) -> Clips:
-    keys = jax.random.split(jax.random.key(UNSEEN), count)
-    drawn = jax.jit(jax.vmap(lambda key: toy.triple(key, FRAMES, 0, data.size)))(keys)
-    pictures = (to_uint8(drawn[name]) for name in ("source", "driving", "target"))
-    return Clips(*pictures, drawn["identity"], drawn["motion"])
-
-
-def generate(animator: Animator, clips: Clips) -> np.ndarray:
-    """Videos (b f y x c) uint8 of all clips at once, segment after segment."""
-    driving = np.moveaxis(clips.driving, 1, 0)
-    frames = animator.generate(clips.source, driving)
-    return np.stack(list(tqdm(frames, total=len(driving), desc="Sampling", unit="frame")), 1)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over clips, in dB, of uint8 videos b f y x c."""
-    error = ((a.astype(np.float32) - b) ** 2).mean(axis=(1, 2, 3, 4))
-    return float((10 * np.log10(255**2 / np.maximum(error, 1e-3))).mean())
-
-
-def control(videos: np.ndarray, clips: Clips) -> dict[str, float]:
-    """Correlation per motion parameter of what the videos do with what the drivers did."""
-    fitted = [
-        toy.fit(frames / np.float32(255), jax.tree.map(lambda field: field[i], clips.identity))
-        for i, frames in enumerate(tqdm(videos, desc="Measuring motion", unit="clip"))
-    ]
-    fitted = jax.tree.map(lambda *fields: np.stack(fields), *fitted)
-    return toy.correlation(clips.motion, fitted)
-
-
-def score(clips: Clips, videos: np.ndarray) -> dict:
-    repeated = np.broadcast_to(clips.source[:, None], clips.target.shape)
-    return {
-        "clips": len(videos),
-        "frames": videos.shape[1],
-        "psnr": psnr(videos, clips.target),
-        "psnr_trivial": psnr(repeated, clips.target),
-        "control": control(videos, clips),
-    }
-
-
-def table(results: dict) -> str:
-    """Results as Markdown."""
-    gain = results["psnr"] - results["psnr_trivial"]
-    lines = [
-        f"| {results['clips']} unseen clips of {results['frames']} frames | |",
-        "|---|---|",
-        f"| PSNR | {results['psnr']:.2f} dB |",
-        f"| PSNR of repeating the source | {results['psnr_trivial']:.2f} dB |",
-        f"| gain | {gain:+.2f} dB |",
-    ]
-    lines += [f"| control of {name} | {value:.2f} |" for name, value in results["control"].items()]
-    return "\n".join(lines)
-
-
-def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict) -> None:
-    """results.json, results.md, sample.mp4 and contact_sheet.png, both source | driving | generated | truth."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=2))
-    (folder / "results.md").write_text(table(results) + "\n")
-    columns = (clips.driving, videos, clips.target)
-    shown = np.linspace(0, videos.shape[1] - 1, BOARD_FRAMES).astype(int)
-    rows = [
-        [clips.source[i]] + [column[i, frame] for column in columns for frame in shown]
-        for i in range(len(videos))
-    ]
-    video.write_image(folder / "contact_sheet.png", enlarged(video.contact_sheet(rows)))
-    with video.VideoWriter(folder / "sample.mp4", toy.FPS) as writer:
-        for frame in range(videos.shape[1]):
-            rows = [
-                [clips.source[i]] + [column[i, frame] for column in columns]
-                for i in range(len(videos))
-            ]
-            writer.write(enlarged(video.contact_sheet(rows)))
-
-
-def evaluate(animator: Animator, count: int, folder: Path) -> dict:
-    """Generates, scores and writes everything to the folder; returns the results."""
-    clips = unseen_clips(animator.config.data, count)
-    videos = generate(animator, clips)
-    results = score(clips, videos)
-    write(folder, clips, videos, results)
-    return results
+from svdp_jax.clips import Folders, match
+from svdp_jax.errors import UserError, say_errors
+from svdp_jax.metrics import METRICS
+from svdp_jax.reenact import PROTOCOLS, reenact, unseen
 
 
 def main() -> None:
@@ -132,16 +38,75 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, type=Path, metavar="DIR", help="a work folder of svdp_jax.train")
-    add("--clips", type=int, default=8, metavar="N", help="how many unseen clips (default 8)")
-    add("--output", type=Path, metavar="DIR", help="default: results in the checkpoint's folder")
+    add("--checkpoint", type=Path, metavar="DIR", help="a work folder of svdp_jax.train")
+    add("--clips", type=int, default=8, metavar="N", help="how many drawn clips, without --data (default 8)")
+    add("--data", type=Path, metavar="DIR", help="videos of people the model was not trained on")
+    add("--protocol", choices=PROTOCOLS, default="self", help="who drives (default self)")
+    add("--results", action="append", default=[], metavar="[NAME=]DIR", help="result videos of a method")
+    add("--reference", type=Path, metavar="DIR", help="what the results should have become")
+    add("--driving", type=Path, metavar="DIR", help="the drivers, where they are other people")
+    add("--source", type=Path, metavar="DIR", help="source pictures; default: the reference's first frames")
+    add("--weights", type=Path, default=Path("weights"), metavar="DIR",
+        help="converted networks of the metrics, a folder each (default weights)")  # fmt: skip
+    add("--output", type=Path, metavar="DIR", help="default evaluation; for toy models results in the checkpoint's folder")
     options = parser.parse_args()
     say_errors("evaluate", lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
-    folder = options.output or options.checkpoint / "results"
-    print(table(evaluate(Animator.load(options.checkpoint), options.clips, folder)))
+    if not options.checkpoint and not options.results:
+        raise UserError("name what to score: --checkpoint DIR, or --results DIR with --reference DIR.")
+    if options.checkpoint and options.results:
+        raise UserError("score a checkpoint or results; the checkpoint's videos are kept and can be --results later.")
+    if options.checkpoint and not options.data:
+        animator = Animator.load(options.checkpoint)
+        if animator.config.data.source != "toy":
+            raise UserError(f"{options.checkpoint} was trained on videos; name others to score it on with --data DIR.")
+        folder = options.output or options.checkpoint / "results"
+        print(toy_score.table(toy_score.evaluate(animator, options.clips, folder)))
+        return
+    output = options.output or Path("evaluation")
+    with report.whole(output) as partial:
+        methods, refused = (given if options.results else generated)(options, partial)
+        results = score(methods, refused, options.weights, partial)
+    print(report.table(results), *report.remarks(results), f"The report is {output / 'report.html'}.", sep="\n")
+
+
+def given(options: argparse.Namespace, folder: Path):
+    """The folders of each method named with --results, and no refusals."""
+    methods = {}
+    for text in options.results:
+        name, _, path = text.rpartition("=")
+        name = name or Path(path).name
+        if name in methods or Path(name).name != name:
+            raise UserError(f"--results {text}: give each method a name of its own, as in --results ours=DIR.")
+        methods[name] = Folders(Path(path), options.reference, options.driving, options.source)
+    return methods, {}
+
+
+def generated(options: argparse.Namespace, folder: Path):
+    """The folders of the checkpoint's videos, once these are made, and what could not be made."""
+    animator = Animator.load(options.checkpoint)
+    pairs = unseen(options.data, options.protocol, animator.config.data)
+    return reenact(animator, pairs, options.protocol, folder / "generated")
+
+
+def score(methods: dict[str, Folders], refused: dict[str, str], weights: Path, folder: Path) -> dict:
+    """Scores all methods and writes the report; returns what results.json holds."""
+    calls = measure.load(weights)
+    scores, refusals, skipped = {}, {}, {}
+    for name, folders in methods.items():
+        clips, misfits = match(folders)
+        refusals[name] = refused | misfits
+        if not clips:
+            reasons = "; ".join(f"{clip}: {reason}" for clip, reason in refusals[name].items())
+            raise UserError(f"no clip of {name} can be scored ({reasons}).")
+        reasons = {m: measure.unusable(m, calls, clips[0], weights) for m in METRICS}
+        skipped[name] = {m: reason for m, reason in reasons.items() if reason}
+        scores[name] = measure.score(clips, calls, [m for m in METRICS if m not in skipped[name]], name)
+    results = report.gathered(scores, refusals, skipped)
+    report.write(folder, results, scores)
+    return results
 
 
 if __name__ == "__main__":

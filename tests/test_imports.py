@@ -14,7 +14,7 @@ ROWS = (
     ("data.example", "data.footage", "data.ingest", "data.shots", "data.crops", "data.gates", "data.masks"),
     ("data.drivers", "data.encode", "data.report", "data.pipeline", "data.records", "data.feed"),
     ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "alarm", "shipped", "animator"),
-    ("stages", "builders", "metrics", "clips", "measure"),
+    ("stages", "builders", "metrics", "clips", "measure", "report", "toy_score", "reenact"),
     ("draw", "animate", "evaluate", "train", "prepare", "plan", "demo"),
 )
 ORDER = [module for row in ROWS for module in row]
