@@ -1,0 +1,85 @@
+"""python tests/reference/memory.py animate|page VIDEO PICTURE
+
+Peak memory of what must not grow. `animate`: the command, on 200 and on 2 000 frames made by
+repeating VIDEO, each in a process of its own; the second may have 1.15 times the first's. `page`: a
+hundred animations of the first built-in example by one visitor after the other, through the
+server; memory and files after every tenth. The model is untrained and tiny.
+Two cores of an Intel Xeon take some 3 minutes and 2 minutes.
+"""
+
+import itertools
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from flax import nnx
+
+from svdp_jax import checkpoint
+from svdp_jax.data import video
+
+sys.path.append(str(Path(__file__).parents[1]))
+from conftest import tiny_model  # noqa: E402
+from svdp_jax import config as configs  # noqa: E402
+from svdp_jax.models.svdp import SVDP  # noqa: E402
+
+COUNTED = """
+import sys
+from svdp_jax import animate
+sys.argv = sys.argv[1:]
+animate.main()
+print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
+"""
+COUNTS = 200, 2000
+
+
+def save_model(folder: Path) -> None:
+    config = configs.Config("tiny", tiny_model(), configs.Data(size=16, frames=4, past=2), dtype="float32",
+                            sampling=configs.Sampling(steps=2))
+    _, weights, constants = nnx.split(SVDP(config.model, nnx.Rngs(0)), nnx.Param, ...)
+    checkpoint.save_model(folder / "model", config, weights, constants)
+
+
+def repeat(path: str, count: int, target: Path) -> None:
+    with video.VideoWriter(target, video.probe(path).fps) as writer:
+        frames = itertools.chain.from_iterable(video.read_frames(path) for _ in itertools.count())
+        for frame in itertools.islice(frames, count):
+            writer.write(frame.image)
+
+
+def animate(folder: Path, clip: str, picture: str) -> None:
+    peaks = []
+    for count in COUNTS:
+        repeat(clip, count, folder / f"{count}.mp4")
+        line = [sys.executable, "-c", COUNTED, "animate", "--source", picture, "--driving", folder / f"{count}.mp4",
+                "--checkpoint", folder, "--output", folder / f"out_{count}.mp4"]
+        result = subprocess.run(list(map(str, line)), stdout=subprocess.PIPE, text=True, check=True)
+        peaks.append(int(result.stdout.splitlines()[-1]))
+        print(f"{count} frames: {peaks[-1] / 1024:.0f} MB", flush=True)
+    print(f"{peaks[1] / peaks[0]:.3f} times")
+
+
+def page(folder: Path, *_) -> None:
+    from gradio_client import Client, handle_file
+
+    from svdp_jax import demo
+    from svdp_jax.animator import Animator
+    from svdp_jax.data import example
+
+    drawn = example.draw(folder)
+    with demo.serving(Animator.load(folder), 60, "50mb", server_name="127.0.0.1") as url:
+        for number in range(1, 101):
+            client = Client(url, verbose=False, download_files=str(folder / "fetched"))
+            files = {name: handle_file(getattr(drawn, name)) for name in ("source", "driving", "landmarks")}
+            client.predict(**files, source_crop="none", driving_crop="none", api_name="/animate")
+            client.close()
+            if number % 10 == 0:
+                held = open("/proc/self/status").read().split("VmRSS:")[1].split()[0]
+                kept = [path for path in Path(demo.os.environ["GRADIO_TEMP_DIR"]).rglob("*") if path.is_file()]
+                print(f"{number} animations: {int(held) / 1024:.0f} MB, {len(kept)} files", flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder))
+        {"animate": animate, "page": page}[sys.argv[1]](Path(folder), *sys.argv[2:])
