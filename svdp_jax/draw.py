@@ -1,11 +1,11 @@
 """Draws one picture from a prompt with the image model alone: does the conversion hold?"""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from svdp_jax import prompts
 from svdp_jax.checkpoint import abstract_network, load_network
+from svdp_jax.data.video import write_image
 from svdp_jax.diffusion import flow
 from svdp_jax.diffusion.sampler import euler
 from svdp_jax.errors import UserError
@@ -100,6 +101,9 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--steps must be at least 1, not {options.steps}.")
     if options.output.suffix != ".png":
         raise UserError(f"--output must end in .png, unlike {options.output}.")
+    there = next(path for path in options.output.absolute().parents if path.exists())
+    if options.output.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--output {options.output} cannot be written; name another file.")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -122,8 +126,7 @@ def run(options: argparse.Namespace) -> None:
         z = jax.block_until_ready(draw(model, noise))
     image = np.asarray(nnx.jit(picture)(codec, z)[0])
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(options.output), image[..., ::-1]):
-        raise UserError(f"{options.output} could not be written.")
+    write_image(options.output, image)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from flax import nnx
 from packaging.requirements import Requirement
 
 from svdp_jax import checkpoint, config as configs, parallel, runs
-from svdp_jax.data import records, video
+from svdp_jax.data import encode, records, video
 from svdp_jax.errors import UserError
 from svdp_jax.files import read_manifest
 from svdp_jax.models.mmdit import MMDiT
@@ -136,21 +136,25 @@ def prompt(config: configs.Config) -> Iterator[str]:
 
 def data(config: configs.Config) -> Iterator[str]:
     """A data folder that is absent, empty, or unreadable from the first file on."""
-    if config.data.source != "videos":
-        return
     try:
-        paths = records.videos(config.data)
+        if config.data.source == "records":
+            encode.check_files(*encode.read_manifest(Path(config.data.path)))
+        if config.data.source == "videos":
+            yield from unreadable(records.videos(config.data)[:LOOKED_AT], config.data.path)
     except UserError as error:
         yield str(error)
-        return
+
+
+def unreadable(paths: list[Path], folder: str) -> Iterator[str]:
+    """A sentence if none of these videos can be read; a few bad ones are left out of training."""
     reasons = []
-    for path in paths[:LOOKED_AT]:
+    for path in paths:
         try:
             next(video.read_frames(path))
             return
         except UserError as error:
             reasons.append(str(error))
-    yield f"none of the first {len(reasons)} videos of config.data.path={config.data.path} can be read: {reasons[0]}"
+    yield f"none of the first {len(paths)} videos of config.data.path={folder} can be read: {reasons[0]}"
 
 
 def disk(config: configs.Config, workdir: Path) -> Iterator[str]:

@@ -20,7 +20,7 @@ from svdp_jax.data import records
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
 
-def noise(config: configs.Config):
+def noise(config: configs.Config, cache):
     d = config.data
 
     def example(index: int) -> dict:
@@ -62,5 +62,5 @@ def config(**changes) -> configs.Config:
 
 def get_config():
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # optax mixes integers and floats
-    records.toy_example = noise
+    records.SOURCES["toy"] = noise
     return configs.as_flags(config())

@@ -25,7 +25,7 @@ from svdp_jax.errors import UserError
 
 @pytest.fixture(autouse=True)
 def noise(monkeypatch):
-    monkeypatch.setattr(records, "toy_example", little_run.noise)
+    monkeypatch.setitem(records.SOURCES, "toy", little_run.noise)
     monkeypatch.setattr(little_run, "FAULTS", {})
     with jax.numpy_dtype_promotion("standard"):
         yield
@@ -36,7 +36,7 @@ def whole(tmp_path_factory) -> Path:
     """The work folder of an undisturbed run."""
     work = tmp_path_factory.mktemp("whole") / "work"
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-        patch.setattr(records, "toy_example", little_run.noise)
+        patch.setitem(records.SOURCES, "toy", little_run.noise)
         train.train(little_run.config(), work)
     return work
 
@@ -82,8 +82,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step(tmp_path, monkey
     """And after a number of them in a row the run ends, with the weights from before."""
     make_loss, first = train.make_loss, 8 * 7  # the first example of step 8
 
-    def noise(config):
-        example = little_run.noise(config)
+    def noise(config, cache):
+        example = little_run.noise(config, cache)
         mark = lambda index: {"source": np.full_like(example(index)["source"], 255)}
         return lambda index: example(index) | (mark(index) if index >= first else {})
 
@@ -96,7 +96,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step(tmp_path, monkey
 
         return batch_loss
 
-    monkeypatch.setattr(records, "toy_example", noise)
+    monkeypatch.setitem(records.SOURCES, "toy", noise)
     monkeypatch.setattr(train, "make_loss", broken)
     monkeypatch.setattr(health, "MOST", 4)
     with pytest.raises(UserError, match="4 steps one after the other, the last being 11"):

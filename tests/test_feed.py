@@ -12,7 +12,7 @@ from svdp_jax.errors import UserError
 
 @pytest.fixture(autouse=True)
 def noise(monkeypatch):
-    monkeypatch.setattr(records, "toy_example", little_run.noise)
+    monkeypatch.setitem(records.SOURCES, "toy", little_run.noise)
 
 
 @pytest.fixture

@@ -61,10 +61,13 @@ def replacing(example):
 
 
 def identity(data: configs.Data) -> str:
-    """A mark of what is trained on: names and sizes of all files below the data folder."""
+    """A mark of what is trained on: the manifest of records, or names and sizes of all videos' files."""
     if not data.path:
         return data.source
     folder = Path(data.path)
+    if data.source == "records":
+        folder, _ = encode.read_manifest(folder)
+        return f"records {encode.file_hash(folder / encode.MANIFEST)[:16]}"
     files = sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
     return f"{data.source} {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
 

@@ -24,9 +24,11 @@ import cv2
 import numpy as np
 
 from svdp_jax.errors import UserError
+from svdp_jax.files import write_whole
 
 MAX_FRAME_PIXELS = 2 * 3840 * 2160  # 4K footage passes; a 261 KB file of 4096x4096 frames does not
 MAX_IMAGE_PIXELS = 100_000_000
+MAX_IMAGE_BYTES = 1 << 30  # more than that many pixels take as an uncompressed file
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf"
 OPEN_OPTIONS = {
     "protocol_whitelist": "file",
@@ -280,6 +282,8 @@ def read_image(path) -> np.ndarray:
     PNG, JPEG, WebP, BMP, TIFF or GIF; its size is read from the header and checked before decoding.
     """
     _check_regular_file(path)
+    if os.path.getsize(path) > MAX_IMAGE_BYTES:
+        raise UserError(f"{path}: is larger than a picture may be; save it again as PNG or JPEG.")
     _check_pixels(path, *_image_size(path), MAX_IMAGE_PIXELS)
     data = np.fromfile(path, np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
@@ -580,7 +584,7 @@ def write_image(path, image: np.ndarray, metadata: dict[str, str] | None = None)
     data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
     texts = [b"tEXt%s\0%s" % (k.capitalize().encode(), v.encode()) for k, v in (metadata or {}).items()]
     chunks = [struct.pack(">I", len(t) - 4) + t + struct.pack(">I", zlib.crc32(t)) for t in texts]
-    Path(path).write_bytes(data[:PNG_HEAD] + b"".join(chunks) + data[PNG_HEAD:])
+    write_whole(Path(path), data[:PNG_HEAD] + b"".join(chunks) + data[PNG_HEAD:])
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:

@@ -1,0 +1,242 @@
+"""The faults of tests/test_faults.py many times over, at random moments.
+
+    python tests/reference/soak.py WORK            # all of it, about 40 minutes on one core
+    python tests/reference/soak.py WORK kill       # a part: kill term split mesh files mutate
+    python tests/reference/soak.py WORK kill 5     # so many times
+
+Prints a table: what was done, how often, and what was lost. WORK keeps the runs that have
+been made, so a part that is interrupted goes on where it was. Ends with 1 where anything was lost.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+import numpy as np  # noqa: E402
+
+import fuzz  # noqa: E402
+from harness import STEPS, Run, differing, metrics, state  # noqa: E402
+from svdp_jax import checkpoint, files  # noqa: E402
+from svdp_jax.errors import UserError  # noqa: E402
+
+LONGEST = 9.0  # seconds that a start and the thirty steps take here, about
+
+
+def whole(work: Path) -> Path:
+    """The work folder of an undisturbed run."""
+    if not (work / "whole/model").exists():
+        shutil.rmtree(work / "whole", ignore_errors=True)
+        assert (run := Run(work / "whole")).end(300) == 0, run.said()
+    return work / "whole"
+
+
+def finish(run_work: Path, reference: Path) -> str:
+    """Lets a run go on to its end; what is not as in the undisturbed one."""
+    run = Run(run_work)
+    if run.end(300):
+        return f"did not resume: {run.said()[-300:]}"
+    wrong = differing(state(reference), state(run_work))
+    steps = [line["step"] for line in metrics(run_work)]
+    return f"{len(wrong)} arrays differ" if wrong else "" if steps == list(range(1, STEPS + 1)) else f"steps {steps}"
+
+
+def noted(work: Path, part: str, count: int, once) -> list[dict]:
+    """The results of `once(number)`, each written down, so that an interrupted soak goes on."""
+    path = work / f"{part}.jsonl"
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    with open(path, "a", buffering=1) as file:
+        for number in range(len(done), count):
+            done.append(once(number))
+            file.write(json.dumps(done[-1]) + "\n")
+            print(part, number + 1, "of", count, done[-1], file=sys.stderr, flush=True)
+    return done[:count]
+
+
+def kill(work: Path, count: int):
+    """SIGKILL at a random moment of a run or of what goes on of it; every fifth time it then goes on to its end."""
+    reference = whole(work)
+
+    def once(number: int) -> dict:
+        run_work, draw = work / "killed", random.Random(number)
+        if number % 5 == 0:
+            shutil.rmtree(run_work, ignore_errors=True)
+        run = Run(run_work)
+        if number % 2:
+            run.until(saves(run_work, draw.randrange(1, 5)))
+        else:
+            time.sleep(draw.uniform(0, LONGEST))
+        run.signal(signal.SIGKILL).end()
+        saved = list(checkpoint.run_checkpoints(run_work))
+        for _, folder in saved:
+            files.verify(folder)  # whatever has its name is whole
+        lost = finish(run_work, reference) if number % 5 == 4 or number == count - 1 else ""
+        return {"in_save": bool(number % 2), "step": saved[0][0] if saved else 0, "lost": lost}
+
+    results = noted(work, "kill", count, once)
+    resumed = sum(r["step"] > 0 for r in results)
+    words = f"SIGKILL at random moments, half of them within saves; {resumed} went on from a saved step"
+    return f"{words}, all to an end bit-equal to the undisturbed run's", results
+
+
+def saves(run_work: Path, count: int):
+    """A condition: the process has begun so many saves, and is within the last."""
+    seen = set()
+
+    def begun() -> bool:
+        seen.update(path.name.split(".")[1] for path in run_work.glob("checkpoints/.*"))
+        return len(seen) >= count
+
+    return begun
+
+
+def term(work: Path, count: int):
+    """SIGTERM or SIGINT at a random moment, the compilation of the step among them."""
+    reference = whole(work)
+
+    def once(number: int) -> dict:
+        draw, run_work = random.Random(number), work / "stopped"
+        shutil.rmtree(run_work, ignore_errors=True)
+        compiling = number % 2 == 0
+        run = Run(run_work, **({"JAX_ENABLE_COMPILATION_CACHE": "false"} if compiling else {}))
+        if compiling:
+            run.until_said("step 0 of")
+            time.sleep(draw.uniform(0, 6))
+        else:
+            run.until(lambda: b"train" in Path(f"/proc/{run.process.pid}/cmdline").read_bytes())
+            time.sleep(draw.uniform(0.3, LONGEST))
+        began, step = time.monotonic(), len(metrics(run_work))
+        code = run.signal(draw.choice([signal.SIGTERM, signal.SIGINT])).end()
+        seconds = time.monotonic() - began
+        saved = next((s for s, _ in checkpoint.run_checkpoints(run_work)), 0)
+        lost = "" if code == 0 and seconds < 10 else f"return code {code} after {seconds:.1f} s"
+        lost = lost or ("" if saved >= step else f"step {step} was done and {saved} is saved")
+        return {"compiling": compiling, "step": step, "saved": saved, "seconds": seconds, "lost": lost or finish(run_work, reference)}
+
+    results = noted(work, "term", count, once)
+    slowest = max(r["seconds"] for r in results)
+    return f"SIGTERM or SIGINT at random moments, half before the first step (slowest end {slowest:.1f} s)", results
+
+
+def split(work: Path, count: int):
+    """Ten steps against five and five, on one mesh."""
+    reference = whole(work)
+
+    def once(number: int) -> dict:
+        run_work = work / "split"
+        shutil.rmtree(run_work, ignore_errors=True)
+        run = Run(run_work).until_step(5 + number).signal(signal.SIGTERM)
+        code = run.end()
+        return {"lost": f"return code {code}" if code else finish(run_work, reference)}
+
+    return "stopped after some steps and gone on, on the same mesh: state bit for bit", noted(work, "split", count, once)
+
+
+def mesh(work: Path, count: int):
+    """Eight simulated devices, then four, then one: arrays, and the losses of the steps after."""
+
+    def losses(folder: Path, first: int) -> np.ndarray:
+        return np.array([line["loss"] for line in metrics(folder) if line["step"] >= first])
+
+    def go(folder: Path, devices: int, until: int) -> None:
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        fsdp = 2 if devices > 1 else 1
+        mesh = [f"--config.mesh.fsdp={fsdp}", f"--config.mesh.context={2 if devices == 8 else 1}"]
+        run = Run(folder, *mesh, XLA_FLAGS=flag)
+        run.until_step(until).signal(signal.SIGTERM)
+        assert run.end(300) == 0, run.said()
+
+    def once(number: int) -> dict:
+        one, many = work / "one", work / "many"
+        for folder in (one, many):
+            shutil.rmtree(folder, ignore_errors=True)
+        go(one, 8, 8)
+        shutil.copytree(one, many)
+        shutil.copy(one.with_name("one.log"), many.with_name("many.log"))
+        step = next(s for s, _ in checkpoint.run_checkpoints(one))
+        go(one, 8, step + 4)
+        go(many, 4, step + 2)
+        go(many, 1, step + 4)
+        pair = [losses(folder, step + 1)[:4] for folder in (one, many)]
+        error = float(np.abs(pair[0] / pair[1] - 1).max())
+        return {"step": step, "error": error, "lost": "" if error < 1e-6 else f"losses differ by {error:.1e}"}
+
+    results = noted(work, "mesh", count, once)
+    error = max(r["error"] for r in results)
+    return f"8, then 4, then 1 simulated devices: the next losses differ by at most {error:.1e}", results
+
+
+FAULTS = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": lambda path: path.write_bytes(flipped(path.read_bytes())),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+def flipped(content: bytes) -> bytes:
+    place = random.Random(len(content)).randrange(len(content))
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def damage(work: Path, count: int):
+    """Every file of a checkpoint, damaged in three ways."""
+    folder, copy, results = whole(work) / f"checkpoints/{STEPS}", work / "damaged", []
+    names = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size]
+    for name in names:
+        for kind, fault in FAULTS.items():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder, copy)
+            fault(copy / name)
+            try:
+                files.verify(copy)
+                results.append({"lost": f"{name} {kind} was not noticed"})
+            except UserError as error:
+                results.append({"lost": "" if str(copy / name) in str(error) else f"{name} {kind}: {error}"})
+    return f"each of the {len(names)} files of a checkpoint truncated, one bit flipped, deleted: noticed and named", results
+
+
+def mutate(work: Path, count: int):
+    result = fuzz.fuzz(count)
+    lost = [{"lost": json.dumps(x)} for x in result["wrong"]]
+    words = (
+        f"mutated videos and pictures: {result['read']} read, {result['refused']} refused in one sentence, "
+        f"slowest {result['slowest']:.2f} s, memory {result['peak'] / 2**20:.0f} MiB"
+    )
+    return words, lost + [{"lost": ""}] * (result["files"] - len(lost))
+
+
+PARTS = {
+    "kill": (kill, 50), "term": (term, 20), "split": (split, 2), "mesh": (mesh, 1), "files": (damage, 1), "mutate": (mutate, 1000)
+}  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    work = Path(arguments[0]).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(work / "compiled"))
+    chosen = [arguments[1]] if len(arguments) > 1 else list(PARTS)
+    rows, lost = [], []
+    for name in chosen:
+        part, count = PARTS[name]
+        words, results = part(work, int(arguments[2]) if len(arguments) > 2 else count)
+        wrong = [r["lost"] for r in results if r["lost"]]
+        lost += wrong
+        rows.append(f"| {words} | {len(results)} | {'; '.join(wrong) or 'nothing'} |")
+    print("\n".join(["| fault | times | lost |", "|---|---|---|", *rows]))
+    return bool(lost)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1:]))
