@@ -32,7 +32,7 @@ class Run:
     def said(self) -> str:
         return self.log.read_text()[self.before :]
 
-    def until(self, condition: Callable[[], bool], seconds: float = 120) -> "Run":
+    def until(self, condition: Callable[[], bool], seconds: float = 300) -> "Run":
         """Waits for the condition, or the end of the process."""
         deadline = time.monotonic() + seconds
         while not condition() and self.process.poll() is None:
@@ -51,7 +51,7 @@ class Run:
             self.process.send_signal(number)
         return self
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 300) -> int:
         """Waits for the process; its return code."""
         try:
             return self.process.wait(seconds)
