@@ -25,7 +25,7 @@ BANNED_METHODS = {
     ("torch", "load"), ("joblib", "load"), ("yaml", "load"), ("yaml", "unsafe_load"), ("os", "system"), ("os", "popen"),
     ("pickle", "load"), ("pickle", "loads"), ("marshal", "loads"), ("pandas", "read_pickle"),
 }  # fmt: skip
-BANNED_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "torch", "code", "runpy"}
+BANNED_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "code", "runpy"}
 BANNED_KEYWORDS = {"shell", "allow_pickle", "trust_remote_code"}  # other than False
 
 
@@ -35,8 +35,10 @@ def dangers(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names if a.name.split(".")[0] in BANNED_MODULES]
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in BANNED_MODULES:
-            found.append(node.module)
+        if isinstance(node, ast.ImportFrom):
+            module = (node.module or "").split(".")[0]
+            found += [module] if module in BANNED_MODULES else []
+            found += [a.name for a in node.names if (module, a.name) in BANNED_METHODS]
         if not isinstance(node, ast.Call):
             continue
         called = node.func
