@@ -205,6 +205,7 @@ def test_past_frames_matter():
     source is another clip's.
     """
     config = tiny_config(
+        model=dataclasses.replace(tiny_model(), backbone=dataclasses.replace(BACKBONE, blocks=2, dual=1)),
         data=configs.Data(size=16, frames=2, past=1, batch=8),
         stages=(configs.Stage(steps=250, past=True, rate=4e-3),),
         flow=configs.Flow(mean=1.5, dropout=(0, 0, 0.2, 0.8)),
