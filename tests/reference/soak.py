@@ -1,6 +1,6 @@
 """The faults of tests/test_faults.py many times over, at random moments.
 
-    python tests/reference/soak.py WORK            # all of it, about 40 minutes on one core
+    python tests/reference/soak.py WORK            # all of it, about 25 minutes on one core
     python tests/reference/soak.py WORK kill       # a part: kill term split mesh files mutate
     python tests/reference/soak.py WORK kill 5     # so many times
 
