@@ -14,6 +14,7 @@ import itertools
 import math
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -300,9 +301,10 @@ def run(options: argparse.Namespace) -> None:
     if gr is None:
         raise UserError("the page needs Gradio; pip install 'svdp_jax[demo]'.")
     animator = Animator.load(options.checkpoint)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are deleted then too
     address = {"server_name": options.host, "server_port": options.port}
     with serving(animator, options.longest, options.largest, **address) as url, contextlib.suppress(KeyboardInterrupt):
-        print(f"Open {url} in a browser; Ctrl-C ends it.")
+        print(f"Open {url} in a browser; Ctrl-C ends it.", flush=True)
         threading.Event().wait()
 
 

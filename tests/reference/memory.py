@@ -68,8 +68,8 @@ def page(folder: Path, *_) -> None:
 
     drawn = example.draw(folder)
     (folder / "tmp").mkdir()
-    line = [sys.executable, "-m", "svdp_jax.demo", "--checkpoint", str(folder)]
-    server = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": f"{folder}/tmp"})
+    line = [sys.executable, "-m", "svdp_jax.demo", "--checkpoint", folder]
+    server = subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": f"{folder}/tmp"})
     try:
         url = next(word for line in server.stdout for word in line.split() if word.startswith("http"))
         for number in range(1, 101):
