@@ -4,7 +4,8 @@ Peak memory of what must not grow. `animate`: the command, on 200 and on 2 000 f
 repeating VIDEO, each in a process of its own; the second may have 1.15 times the first's. `page`: a
 hundred animations of the first built-in example by one visitor after the other; memory of the
 server's process, and its files, after every tenth. The model is untrained and tiny.
-Two cores of an Intel Xeon take some 3 minutes and 2 minutes.
+One core of an Intel Xeon, 2026-11-24, on d18.mp4 and s9.jpg: 469 MB for 200 frames and for 2 000 in some 3 minutes;
+1162 MB after 20 animations and 1175 MB after 100, and never more than 54 files, in some 2 minutes.
 """
 
 import itertools
