@@ -251,13 +251,19 @@ def trained_with(config: configs.Config) -> dict:
 
 
 def load_model(folder: Path) -> tuple[configs.Config, nnx.Module]:
-    """A trained model and the config it was trained with; of an unfinished run, as it was last saved."""
-    saved = [path for _, path in run_checkpoints(folder)]
-    folder = next((path for path in (folder / "model", *saved) if path.is_dir()), folder)
+    """A trained model and the config it was trained with; `folder` as in `model_folder`."""
+    folder = model_folder(folder)
     facts = about(folder)
     if "training" not in facts:
         raise UserError(f"{folder} holds {facts['network']!r}, not a model trained by svdp_jax.train.")
     return configs.from_flags(facts["training"]), load_network(folder)
+
+
+def model_folder(folder: Path) -> Path:
+    """The weights folder of a trained model: of a work folder its `model`, or of an unfinished run
+    what was saved last; else the folder itself."""
+    saved = [path for _, path in run_checkpoints(folder)]
+    return next((path for path in (folder / "model", *saved) if path.is_dir()), folder)
 
 
 def run_checkpoints(workdir: Path) -> Iterator[tuple[int, Path]]:

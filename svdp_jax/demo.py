@@ -14,6 +14,7 @@ import itertools
 import math
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -229,8 +230,6 @@ def inputs(studio: Studio, examples: list[example.Example]) -> tuple[list, list,
     """Components: what is given to `Studio.look`, what `Studio.animate` takes more, and the two buttons."""
     usual = studio.animator.config.sampling
     source = gr.Image(label="Picture", type="filepath", sources=["upload", "webcam"], height=260, elem_id="source")
-    # Gradio would open it with Pillow and fail in its own words.
-    source.preprocess = lambda payload: payload and payload.path
     driving = gr.Video(label="Driving video", sources=["upload", "webcam"], height=260, elem_id="driving")
     with gr.Row():
         start, cancel = gr.Button("Animate", variant="primary"), gr.Button("Cancel")
@@ -250,6 +249,8 @@ def inputs(studio: Studio, examples: list[example.Example]) -> tuple[list, list,
             strength(usual.past, label="λp: follow the frames before"),
         ]
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+    # Gradio would open the picture with Pillow and fail in its own words, and copy the file with every call.
+    source.preprocess = landmarks.preprocess = lambda payload: payload and payload.path
     given = [source, driving, face, driving_face, source_crop, driving_crop, landmarks]
     rows = [[e.source, e.driving, e.source_crop, e.driving_crop, e.landmarks] for e in examples]
     gr.Examples(
@@ -300,9 +301,10 @@ def run(options: argparse.Namespace) -> None:
     if gr is None:
         raise UserError("the page needs Gradio; pip install 'svdp_jax[demo]'.")
     animator = Animator.load(options.checkpoint)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are deleted then too
     address = {"server_name": options.host, "server_port": options.port}
     with serving(animator, options.longest, options.largest, **address) as url, contextlib.suppress(KeyboardInterrupt):
-        print(f"Open {url} in a browser; Ctrl-C ends it.")
+        print(f"Open {url} in a browser; Ctrl-C ends it.", flush=True)
         threading.Event().wait()
 
 

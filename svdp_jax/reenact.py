@@ -87,7 +87,8 @@ def animate(animator: Animator, pair: Pair, folders: Folders) -> None:
     source = face.crop(first, face.crop_box(face.track([first], name=str(pair.source)).faces), size)
     driving, fps = face.prepare_driving(pair.driving, size), video.probe(pair.driving).fps
     paths = [path / f"{pair.name}.mp4" for path in (folders.driving, folders.result)]
-    with video.VideoWriter(paths[0], fps, pair.driving) as crops, video.VideoWriter(paths[1], fps, pair.driving) as made:
+    made = video.VideoWriter(paths[1], fps, pair.driving, animator.provenance)
+    with video.VideoWriter(paths[0], fps, pair.driving) as crops, made:
 
         def masked():
             for frame in face.driving_frames(driving):

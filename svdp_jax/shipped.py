@@ -23,13 +23,13 @@ LIMIT = 20_000_000  # bytes; what a package may weigh
 
 
 def find(folder=None) -> Path:
-    """Where a trained model is: `folder`, its `model`, or without a name the shipped one. UserError if nowhere."""
+    """The weights folder of a trained model: of the work folder named, or the shipped one. UserError if there is none."""
     if folder is None and not FOLDER.is_dir():
         raise UserError("no model comes with this version; name a work folder of svdp_jax.train as the checkpoint.")
     folder = Path(folder or FOLDER)
-    found = folder / "model" if (folder / "model").is_dir() else folder
-    if not (found / "config.json").is_file():
-        raise UserError(f"{folder} holds no trained model; give the work folder of a finished run of svdp_jax.train.")
+    found = checkpoint.model_folder(folder)
+    if not all((found / name).is_file() for name in ("config.json", "manifest.json")):
+        raise UserError(f"{folder} holds no trained model; give a work folder of svdp_jax.train.")
     return found
 
 

@@ -138,8 +138,11 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict) -> None:
-    """results.json, results.md, sample.mp4 and contact_sheet.png, both source | driving | generated | truth."""
+def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict, provenance: dict[str, str]) -> None:
+    """results.json, results.md, sample.mp4 and contact_sheet.png, both source | driving | generated | truth.
+
+    provenance: tags of the pictures, `Animator.provenance`.
+    """
     (folder / "results.json").write_text(json.dumps(results, indent=2))
     (folder / "results.md").write_text(table(results) + "\n")
     columns = (clips.driving, videos, clips.target)
@@ -148,8 +151,8 @@ def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict) -> None
         [clips.source[i]] + [column[i, frame] for column in columns for frame in shown]
         for i in range(len(videos))
     ]
-    video.write_image(folder / "contact_sheet.png", enlarged(video.contact_sheet(rows)))
-    with video.VideoWriter(folder / "sample.mp4", toy.FPS) as writer:
+    video.write_image(folder / "contact_sheet.png", enlarged(video.contact_sheet(rows)), provenance)
+    with video.VideoWriter(folder / "sample.mp4", toy.FPS, metadata=provenance) as writer:
         for frame in range(videos.shape[1]):
             rows = [
                 [clips.source[i]] + [column[i, frame] for column in columns]
@@ -164,5 +167,5 @@ def evaluate(animator: Animator, count: int, folder: Path) -> dict:
     videos = generate(animator, clips)
     results = score(clips, videos)
     with report.whole(folder) as partial:
-        write(partial, clips, videos, results)
+        write(partial, clips, videos, results, animator.provenance)
     return results

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -146,6 +147,14 @@ def test_an_exported_model_is_the_model(trained, animator, tmp_path, monkeypatch
     arrays.write_bytes(arrays.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match="damaged"):
         Animator.load()
+
+
+def test_the_last_checkpoint_of_an_unfinished_run_is_its_model(trained, tmp_path):
+    for step in (9, 10):
+        shutil.copytree(trained / "model", tmp_path / "checkpoints" / f"{step}")
+    (tmp_path / "config.json").write_text("{}")
+    assert shipped.find(tmp_path) == tmp_path / "checkpoints" / "10"
+    assert Animator.load(tmp_path).provenance == Animator.load(trained).provenance
 
 
 def test_what_is_too_heavy_is_not_exported(trained, tmp_path, monkeypatch):

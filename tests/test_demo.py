@@ -1,5 +1,6 @@
 """The page: through its clients, and in a real browser where one is installed."""
 
+import dataclasses
 import shutil
 import time
 from types import SimpleNamespace
@@ -28,7 +29,9 @@ LONGEST = 5  # seconds
 
 @pytest.fixture(scope="module")
 def animator() -> Animator:
-    return Animator(CONFIG, SVDP(CONFIG.model, nnx.Rngs(0)), checkpoint.load_codec(CONFIG.model.codec))
+    """As many steps as a visitor needs time to look and to click."""
+    config = dataclasses.replace(CONFIG, sampling=dataclasses.replace(CONFIG.sampling, steps=16))
+    return Animator(config, SVDP(CONFIG.model, nnx.Rngs(0)), checkpoint.load_codec(CONFIG.model.codec))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_a_client_gets_what_the_library_makes(caller, animator, drawn, tmp_path)
     for value, compare in zip(files, (False, True)):
         made, own = tmp_path / "made.mp4", tmp_path / "own.mp4"
         made.write_bytes(content(value))
-        animator.save(own, compare=compare, **drawn._asdict())
+        animator.save(own, compare=compare, sampling=CONFIG.sampling, **drawn._asdict())
         assert video.probe(made) == video.probe(own)
         pairs = zip(video.read_frames(made), video.read_frames(own), strict=True)
         assert max(np.abs(a.image.astype(int) - b.image).mean() for a, b in pairs) < 0.5
@@ -246,6 +249,7 @@ def test_a_visitor_sees_all_of_it(browser, served, slow, animator, tmp_path):
     assert until(lambda: "step" in told(page))
     other.get_by_role("button", name="Animate").click()
     assert until(lambda: "queue" in other.locator("body").inner_text().lower())
+    assert "step" in told(page)
     seen = set()
     assert until(lambda: seen.add(told(page)) or "Finished." in told(page))
     assert len([text for text in seen if "step" in text]) >= 3
