@@ -105,8 +105,8 @@ def _shot(views: Iterable[_View], given: face.Track | None) -> Shot:
     witness = _Witness()
     track = _track(witness, views, given)
     count = len(witness.times)
-    span = float(witness.times[-1] - witness.times[0])
-    fps = (count - 1) / span if span else 0.0
+    span = witness.times[-1] - witness.times[0]
+    fps = float((count - 1) / span) if span else 0.0
     facts = {
         "seconds": count / fps if fps else 0.0,
         "faces": float(max(witness.faces)),
