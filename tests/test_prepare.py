@@ -155,7 +155,7 @@ def undisturbed(films):
 
 
 def test_stopped_before_any_rename_it_ends_the_same(films, undisturbed, tmp_path, monkeypatch):
-    """Stops at every place where something becomes visible, each time a little further."""
+    """Stops where something is about to become visible, each time a little further."""
 
     class Stopped(BaseException):
         pass
@@ -175,8 +175,7 @@ def test_stopped_before_any_rename_it_ends_the_same(films, undisturbed, tmp_path
 
     monkeypatch.setattr(os, "replace", counting("os"))
     monkeypatch.setattr(Path, "rename", counting("path"))
-    while True:
-        left = 2 if stops else 1  # one move further each time
+    for left in [5, 2, 4, 1, 3] * 8:  # no job makes more than two such moves, so each five get further
         try:
             prepare.main(options(films, tmp_path / "out", pairs="self") + LOOP)
             left = 0
@@ -184,7 +183,7 @@ def test_stopped_before_any_rename_it_ends_the_same(films, undisturbed, tmp_path
             stops += 1
             continue
         break
-    assert stops > 15 and content(tmp_path / "out") == undisturbed
+    assert stops > 10 and content(tmp_path / "out") == undisturbed
 
 
 KILLED = """
