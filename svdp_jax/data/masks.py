@@ -15,7 +15,7 @@ import numpy as np
 from svdp_jax.data import face, landmarks
 from svdp_jax.errors import UserError
 
-SMOOTHING = 1.5  # frames; jitter goes, blinks and speech stay
+SMOOTHING = 1.0  # frames; jitter goes, blinks and speech stay
 NOSE_DEPTH = 0.3  # how far the middle of the nose lies in front of the eyes, in distances of the eyes
 CONTOUR = (0.4j, 1.1, 1.4)  # the face's oval about the middle of the eyes, in distances of the eyes
 
