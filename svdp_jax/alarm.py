@@ -5,11 +5,13 @@ regions, which could be copied, and by regions that look different, which could 
 error goes on falling and the second does not, the model is copying the driver.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from svdp_jax.data.face import GREY
+from svdp_jax.journal import Journal
 
 PATIENCE = 4  # checks without progress on drivers that look different
 PROGRESS = 0.01  # share by which an error must fall to count
@@ -50,3 +52,24 @@ class CopyAlarm:
             return False
         self.waited += 1
         return self.waited >= PATIENCE and own < self.own_then * (1 - COPYING)
+
+
+class Watch:
+    """Checks a run for copying. pictures: makes the batch; error: its error, for weights and a batch."""
+
+    def __init__(self, pictures: Callable[[], dict[str, np.ndarray]], error: Callable, journal: Journal):
+        self.pictures, self.error, self.journal = pictures, error, journal
+        self.drivers, self.alarm = None, CopyAlarm()
+
+    def check(self, weights, constants) -> None:
+        """Tells both errors, and `copying`, 0 or 1."""
+        self.drivers = self.drivers or drivers(self.pictures())
+        own, other = (float(self.error(weights, constants, batch)) for batch in self.drivers)
+        copying = self.alarm.copying(own, other)
+        self.journal.measure({"self_driven": own, "cross_driven": other, "copying": int(copying)})
+        if copying:
+            words = (
+                "The model is copying the driver: its error falls when the target drives itself and not when somebody "
+                "who looks different does. Train on pairs (svdp_jax.prepare --pairs liveportrait), or stop earlier."
+            )
+            self.journal.tell("copying", {"self_driven": own, "cross_driven": other}, words)

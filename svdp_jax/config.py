@@ -176,6 +176,7 @@ class Config:
     prompt: str = ""  # file of an encoded prompt; empty means zeros
     seed: int = 0
     log_every: int = 10
+    watch_every: int = 100  # steps between checks for copying the driver; 0 for none
     save_every: int = 250
     keep: int = 3  # checkpoints of the run, the newest
     evaluate: int = 8  # clips scored at the end of training

@@ -63,6 +63,12 @@ class Journal:
             self.say_pace(means["seconds_per_step"])
         return means
 
+    def measure(self, values: dict[str, float]) -> None:
+        """A line of metrics that are taken only now and then."""
+        self.lines.write(json.dumps({"step": self.step} | values) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, self.step)
+
     def say_pace(self, seconds: float) -> None:
         """Says what a step costs and when the run will end."""
         memory = jax.local_devices()[0].memory_stats() or {}

@@ -36,13 +36,12 @@ from collections import Counter
 from pathlib import Path
 
 from svdp_jax import config as configs, stages
-from svdp_jax.data import crops, encode, face, footage, gates, ingest, masks, pipeline, report
+from svdp_jax.data import crops, drivers, encode, face, footage, gates, ingest, masks, pipeline, report
 from svdp_jax.errors import UserError, say_errors
 
 NO_PAIRS = (
-    "no weights to make pairs with: give --pair-weights DIR (from `python -m convert liveportrait SRC DIR`), or "
-    "--pairs self, with which every clip drives itself and the model may copy the driver's looks, or, for footage "
-    "of the toy world, --pairs toy."
+    "no weights to make pairs with, and nothing in this version that would use them: choose --pairs self, with which "
+    "every clip drives itself and the model may copy the driver's looks, or, for footage of the toy world, --pairs toy."
 )
 NO_CODEC = (
     "no autoencoder to encode with: give --codec DIR (from `python -m convert vae SRC DIR`), or --codec pixels:4 "
@@ -68,8 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--longest", type=float, metavar="SECONDS", help=f"of a clip (default {defaults.longest:g})")
     add("--limit", action="append", dest="limits", metavar="GATE", help="change a gate: fact=least or fact=least:most")
     add("--landmarks", metavar="HOW", help="windows (default, from the embedded finder), mediapipe:MODEL.task, or files:DIR")
-    add("--pairs", choices=["liveportrait", "self", "toy"], help="who drives (default liveportrait)")
-    add("--pair-weights", metavar="DIR", help="converted LivePortrait weights")
+    add("--pairs", choices=["self", *drivers.MAKERS], help="who drives: the clip itself, or another drawn person")
     add("--codec", metavar="DIR", help="converted autoencoder, or pixels:FACTOR for the toy model")
     add("--seed", type=int, help=f"of who drives whom (default {defaults.seed})")
     add("--stage", choices=list(stages.STAGES), help="run this stage alone")
@@ -186,7 +184,7 @@ def check(settings: stages.Settings, names: list[str]) -> None:
     """What would fail after hours fails here."""
     gates.limited(list(settings.limits))
     masks.check(settings.landmarks)
-    if "pairs" in names and settings.pairs not in ("self", "toy") and not settings.pair_weights:
+    if "pairs" in names and not settings.pairs:
         raise UserError(NO_PAIRS)
     if "encode" in names and not (settings.codec.kind == "pixels" or settings.codec.weights):
         raise UserError(NO_CODEC)

@@ -44,7 +44,6 @@ class Settings:
     size: int = 512  # pixels of a crop
     limits: tuple[str, ...] = ()  # changed gates
     pairs: str = ""
-    pair_weights: str = ""
     seed: int = 0
     codec: configs.Codec = dataclasses.field(default_factory=configs.Codec)
 
@@ -236,7 +235,7 @@ def pair(job: Job, advance: Callable) -> None:
     stem = out / "pairs" / clip.name
     about = {"driver": clip.name, "rejected": []}
     if s.pairs != "self":
-        maker = drivers.MAKERS[s.pairs](s.pair_weights)
+        maker = drivers.MAKERS[s.pairs]
         drawn, points = drivers.draw(_stored(out, clip), [_stored(out, o) for o in others], maker, s.size,
                                      stem.with_suffix(".frames"))  # fmt: skip
         about = drawn._asdict()
@@ -360,7 +359,7 @@ STAGES = {
     "crops": Entry(Stage("Crops", cut_crops, crops_done, source_weight), _sources, ("size", "limits")),
     "masks": Entry(Stage("Masks", outline, masks_done, lambda job: job.item.count), _clips, ()),
     "pairs": Entry(
-        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings, ("pairs", "pair_weights", "seed")
+        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings, ("pairs", "seed")
     ),
     "encode": Entry(
         Stage("Encoding", encode_shard, encode_done, lambda job: sum(c.count for c in job.item.clips)),

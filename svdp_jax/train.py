@@ -18,6 +18,7 @@ if __name__ == "__main__":
     stop.listen()
 
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections import defaultdict
@@ -30,12 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from einops import pack, rearrange, reduce, unpack
+from einops import pack, rearrange, reduce, repeat, unpack
 from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from svdp_jax import checkpoint, config as configs, parallel, preflight, toy_score
+from svdp_jax.alarm import Watch
 from svdp_jax.animator import Animator
 from svdp_jax.data import face, records
 from svdp_jax.data.feed import Feed
@@ -44,7 +46,7 @@ from svdp_jax.errors import UserError, say_errors
 from svdp_jax.health import Health
 from svdp_jax.journal import Journal
 from svdp_jax.models.svdp import SVDP
-from svdp_jax.models.vae import each_frame, from_uint8
+from svdp_jax.models.vae import each_frame, from_uint8, to_uint8
 from svdp_jax.prompts import prompt_of
 from svdp_jax.runs import Runs, fingerprint
 
@@ -192,6 +194,31 @@ def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Grap
     return batch_loss
 
 
+def as_pictures(codec, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pictures of a batch; those of records are decoded, grey where the driver is not seen."""
+    if batch["target"].dtype == np.uint8:
+        return batch
+    seen = repeat(batch["seen"] > 127, "b f y x c -> b f (y i) (x j) c", i=codec.factor, j=codec.factor)
+    show = jax.jit(lambda x: each_frame(lambda z: to_uint8(codec.decode(z.astype(jnp.float32))), x, codec.at_once))
+    pictures = {name: np.asarray(show(part)) for name, part in batch.items() if name != "seen"}
+    return pictures | {"driving": face.mask_driving(pictures["driving"], seen[..., 0])}
+
+
+def make_watch(config, graph, codec_graph, frozen: Frozen, mesh, cache: Path, journal: Journal) -> Watch:
+    """The watch for copying: errors with all conditions but the past, always at the same times and noise."""
+    everything = dataclasses.replace(config.flow, dropout=(0.0, 0.0, 0.0, 1.0))
+    measured = jax.jit(make_loss(dataclasses.replace(config, flow=everything), graph, codec_graph))
+    no_past = jnp.zeros((), config.dtype)
+    rows = parallel.own_rows(mesh, config.data.batch)
+
+    def error(weights, constants, batch):
+        placed = parallel.global_batch(batch, mesh, config.data.batch)
+        return measured(weights, constants, frozen, placed, jax.random.key(config.seed), no_past)
+
+    codec = nnx.merge(codec_graph, frozen.codec)
+    return Watch(lambda: as_pictures(codec, records.held_out(config, cache, rows)), error, journal)
+
+
 def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
     """The step: (state, frozen, batch of uint8 pictures) to (state, metrics), jitted, donating the state.
 
@@ -265,7 +292,8 @@ def run(config: configs.Config, workdir: Path, mesh: jax.sharding.Mesh) -> None:
     journal = Journal(workdir, int(state.step), configs.stage_ends(config)[-1])
     introduce(config, workdir, mesh, state, journal)
     update = partial(make_update(config, graph, codec_graph), frozen=frozen)
-    state = steps(config, mesh, state, update, Feed(data, journal.tell), runs, journal)
+    watch = make_watch(config, graph, codec_graph, frozen, mesh, workdir / "clips", journal)
+    state = steps(config, mesh, state, update, Feed(data, journal.tell), runs, journal, watch)
     checkpoint.save_model(workdir / "model", config, state.average, state.constants)
     journal.tell("finished", {})
     journal.close()
@@ -284,7 +312,7 @@ def introduce(config: configs.Config, workdir: Path, mesh, state: State, journal
     journal.tell("started", facts | {"parameters": size, "mesh": dict(mesh.shape), "seed": config.seed})
 
 
-def steps(config: configs.Config, mesh, state: State, update, feed: Feed, runs: Runs, journal: Journal) -> State:
+def steps(config: configs.Config, mesh, state: State, update, feed, runs: Runs, journal: Journal, watch: Watch) -> State:
     """The loop. Whatever ends it early, what was done is saved first."""
     start, total = int(state.step), journal.total
     health, told = Health(config.data.batch, journal), Told(mesh)
@@ -302,6 +330,8 @@ def steps(config: configs.Config, mesh, state: State, update, feed: Feed, runs: 
             hopeless = health.hopeless(step, metrics)
             if step % config.log_every == 0 or step == total:
                 bar.set_postfix(loss=journal.write()["loss"], refresh=False)
+            if config.watch_every and step % config.watch_every == 0:
+                watch.check(state.average, state.constants)
             bar.update()
             stopping = told.stop()
             if step % config.save_every == 0 or step == total or stopping or hopeless:

@@ -156,7 +156,7 @@ def test_landmark_files_are_mapped_smoothed_and_bridged(tmp_path):
     track = face.Track(face.Face(*[np.zeros(20)] * 7), np.ones(20, bool))
     points = masks.outlines(f"files:{tmp_path}", taken(track, 480, box=face.Box(20, 10, 240), first=5, total=30))
     error = points / 2 + 20 + 10j - clean[5:25]
-    assert points.shape == (20, 68) and abs(error).mean() < 1.6 and abs(np.diff(error, axis=0)).mean() < 0.8
+    assert points.shape == (20, 68) and abs(error).mean() < 2.2 and abs(np.diff(error, axis=0)).mean() < 2.8  # of 2.5 and 3.5
     with pytest.raises(UserError, match="one file for each video"):
         masks.outlines(f"files:{tmp_path}", taken(track, video="b"))
 

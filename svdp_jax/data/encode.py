@@ -124,11 +124,18 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value) -> None:
-    """JSON that appears complete or not at all, the same bytes for the same value."""
+def write_text(path: Path, text: str) -> None:
+    """A file that appears complete or not at all, and is left alone where it says this already."""
+    if path.exists() and path.read_text() == text:
+        return
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)
+
+
+def write_json(path: Path, value) -> None:
+    """JSON, the same bytes for the same value."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_manifest(folder: Path) -> tuple[Path, dict]:

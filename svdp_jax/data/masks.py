@@ -15,7 +15,7 @@ import numpy as np
 from svdp_jax.data import face, landmarks
 from svdp_jax.errors import UserError
 
-SMOOTHING = 1.5  # frames; jitter goes, blinks and speech stay
+SMOOTHING = 0.5  # frames; little, since speech opens and shuts a mouth within four of them
 NOSE_DEPTH = 0.3  # how far the middle of the nose lies in front of the eyes, in distances of the eyes
 CONTOUR = (0.4j, 1.1, 1.4)  # the face's oval about the middle of the eyes, in distances of the eyes
 
@@ -147,7 +147,7 @@ def _bridged(points: np.ndarray) -> np.ndarray:
 
 def _smooth(points: np.ndarray) -> np.ndarray:
     """Gaussian over time, symmetric, so that nothing lags."""
-    reach = int(3 * SMOOTHING)
+    reach = round(4 * SMOOTHING)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / SMOOTHING) ** 2)
     padded = np.pad(points, ((reach, reach), (0, 0)), mode="edge")
     return np.apply_along_axis(np.convolve, 0, padded, kernel / kernel.sum(), mode="valid")

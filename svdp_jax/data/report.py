@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from svdp_jax.data import video
+from svdp_jax.data.encode import write_text
 
 SHOWN = 12  # clips on the contact sheet
 ACROSS = 6  # frames of each
@@ -65,9 +66,7 @@ def write(folder: Path, report: Report) -> None:
         parts += ["<h2>Clips</h2>", _table(columns, [[clip[c] for c in columns] for clip in report.clips])]
     body = "\n".join(parts)
     page = f'<!doctype html><meta charset="utf-8"><title>Preparation</title><style>{STYLE}</style><h1>Preparation</h1>\n{body}\n'
-    partial = folder / ".report.html.partial"
-    partial.write_text(page)
-    partial.rename(folder / "report.html")
+    write_text(folder / "report.html", page)
 
 
 def _reasons(rejected: list[Rejected]) -> list[str]:

@@ -70,10 +70,9 @@ def _views(frames, segments, longest) -> Iterator[_View]:
         small = cv2.resize(image, SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
         change = 0.0 if before is None or segment is not now else float(abs(small - before).mean())
         cut = change > max(CUT, CUT_RATIO * float(np.median(usual or [0])))
+        usual.append(change)  # a cut's too: where every frame is another, none of them is a cut
         if segment is not now or cut or time - began >= longest:
             shot, began, change = shot + 1, time, 0.0
-            usual.clear()
-        usual.append(change)
         segment, before = now, small
         yield _View(shot, index, time, image, columns.start + 1j * rows.start, change)
 
@@ -105,8 +104,8 @@ def _shot(views: Iterable[_View], given: face.Track | None) -> Shot:
     witness = _Witness()
     track = _track(witness, views, given)
     count = len(witness.times)
-    span = float(witness.times[-1] - witness.times[0])
-    fps = (count - 1) / span if span else 0.0
+    span = witness.times[-1] - witness.times[0]
+    fps = float((count - 1) / span) if span else 0.0
     facts = {
         "seconds": count / fps if fps else 0.0,
         "faces": float(max(witness.faces)),
