@@ -238,7 +238,7 @@ class Mirror:
 
     config = configs.Config("mirror", tiny_model(), configs.Data(size=64))
 
-    def animate(self, source, driving):
+    def generate(self, source, driving):
         return (source for _ in driving)
 
 
