@@ -296,6 +296,15 @@ class Scores(NamedTuple):
     pooled: dict[str, float]
 
 
+NO_LANDMARKS = "needs a .npy of landmarks beside each video: (frames, 478, 2), MediaPipe's face mesh with irises"
+MISSING = {
+    "reference": "needs the true videos (--reference)",
+    "driving": "needs driving videos (--driving)",
+    "driver": "needs drivers that are other people (--driving)",
+    "source": "needs source pictures (--source)",
+}
+
+
 def unusable(name: str, calls: dict[str, Callable], clip: Clip, weights: Path) -> str | None:
     """Why a metric cannot be had of such a clip with these networks, with the fix; None if it can."""
     for need in METRICS[name].needs:
@@ -311,15 +320,6 @@ def unusable(name: str, calls: dict[str, Callable], clip: Clip, weights: Path) -
             fix = f"{ORIGINS[network]}, then python -m convert {network} SRC {weights / network}"
             return f"no weights in {weights / network}: {fix}"
     return None
-
-
-NO_LANDMARKS = "needs a .npy of landmarks beside each video: (frames, 478, 2), MediaPipe's face mesh with irises"
-MISSING = {
-    "reference": "needs the true videos (--reference)",
-    "driving": "needs driving videos (--driving)",
-    "driver": "needs drivers that are other people (--driving)",
-    "source": "needs source pictures (--source)",
-}
 
 
 def score(found: list[Clip], calls: dict[str, Callable], names: list[str], title: str) -> Scores:

@@ -11,7 +11,7 @@ from svdp_jax import config as configs
 from svdp_jax.animator import Animator
 from svdp_jax.clips import Folders
 from svdp_jax.data import face, video
-from svdp_jax.data.records import SUFFIXES
+from svdp_jax.data.ingest import SUFFIXES
 from svdp_jax.errors import UserError
 
 

@@ -4,14 +4,13 @@ import json
 import sys
 from fractions import Fraction
 
-import jax
 import numpy as np
 import pytest
-from conftest import randomized, tiny_model
+from conftest import REAL, randomized, tiny_model
 from flax import nnx
 
 from svdp_jax import checkpoint, clips, config as configs, evaluate, measure, metrics, reenact, report
-from svdp_jax.data import face, video
+from svdp_jax.data import video
 from svdp_jax.errors import UserError
 from svdp_jax.models.metric_nets import ArcFaceConfig, I3DConfig, LPIPSConfig, SyncNetConfig
 
@@ -89,7 +88,7 @@ def test_stretches_cover_every_frame_once(folders):
 def test_a_video_that_ends_early_is_not_cut_silently(folders, tmp_path):
     clip = clips.match(folders)[0][0]
     longer = clip._replace(frames=33, places={})
-    with pytest.raises(UserError, match="ends at frame 30, before the 33"):
+    with pytest.raises(UserError, match="ends after 30 frames, fewer"):
         list(clips.frames(longer, "result"))
 
 
@@ -117,16 +116,15 @@ def landmarks(count):
 
 
 @pytest.fixture(scope="module")
-def talking(request, tmp_path_factory):
-    """Folders of a face with sound, of its blurred twin, and of the same shifted by a frame."""
-    from conftest import REAL
-
+def talking(tmp_path_factory):
+    """Folders of a face with sound, of the same again, and of its blurred twin."""
     if not REAL.is_dir():
         pytest.skip(f"real clips are not at {REAL}")
     folder = tmp_path_factory.mktemp("talking")
     path = REAL / "d18.mp4"
-    frames = [video.resize(f.image, (SIZE, SIZE)) for f in video.read_frames(path, stop=33)]
-    made = {"truth": frames[:32], "same": frames[:32], "blurred": [face.resize(face.resize(x, (40, 40)), (SIZE, SIZE)) for x in frames[:32]]}
+    frames = [video.resize(f.image, (SIZE, SIZE)) for f in video.read_frames(path, stop=32)]
+    blurred = [video.resize(video.resize(x, (40, 40)), (SIZE, SIZE)) for x in frames]
+    made = {"truth": frames, "same": frames, "blurred": blurred}
     for name, images in made.items():
         write(folder / name / "<clip>.mp4", images, Fraction(30), path)
         np.save(folder / name / "<clip>.npy", landmarks(32))
@@ -158,13 +156,13 @@ def test_same_videos_are_perfect_on_all_and_blurred_ones_on_none(weights, talkin
         perfect, mean = metrics.METRICS[name].perfect, same["metrics"][name]["mean"]
         if perfect is not None:
             assert mean == pytest.approx(perfect, abs=1e-3), name
-            if name not in ("gaze MAE", "eye MAE"):
+            if name not in ("gaze MAE", "eye MAE", "colour drift"):  # which blur leaves alone
                 worse = soft["metrics"][name]["mean"] - mean
                 assert worse > 0 if metrics.METRICS[name].better == "lower" else worse < 0, name
     text = (tmp_path / "out" / "report.html").read_text()
     assert "&lt;clip&gt;" in text and "<clip>" not in text and text.count("<svg") > 8
     assert video.probe(tmp_path / "out/videos/soft/<clip>.mp4").frames == 32
-    assert "| PSNR ↑ | 100 dB |" in capsys.readouterr().out.replace("same (1 clips)", "")
+    assert "| PSNR ↑ | 100 dB |" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
@@ -203,7 +201,7 @@ def test_a_foreign_folder_is_not_replaced(tmp_path):
         (["--results", "nowhere", "--reference", "nowhere"], "nowhere is not a folder"),
         (["--results", "nowhere"], "something to be compared with"),
         (["--results", "a/../..=nowhere", "--reference", "x"], "a name of its own"),
-        (["--checkpoint", "nowhere"], "no converted weights"),
+        (["--checkpoint", "nowhere"], "holds no trained model"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
@@ -226,7 +224,8 @@ def test_pairs_are_of_the_same_or_of_other_people(tmp_path):
     own = reenact.unseen(tmp_path, "self", data)
     assert [p.name for p in own] == ["ann_1", "ann_2", "bob_1"] and all(p.source == p.driving for p in own)
     cross = reenact.unseen(tmp_path, "cross", data)
-    assert [(p.source.parent.name, p.driving.parent.name) for p in cross] == [("bob", "ann"), ("bob", "ann"), ("ann", "bob")]
+    people = [(p.source.parent.name, p.driving.parent.name) for p in cross]
+    assert people == [("bob", "ann"), ("bob", "ann"), ("ann", "bob")]
     with pytest.raises(UserError, match="two people"):
         reenact.unseen(tmp_path / "ann", "cross", data) and reenact.another(0, ["ann", "ann"])
     with pytest.raises(UserError, match="the model was trained on"):
@@ -244,7 +243,8 @@ class Mirror:
 
 def test_a_folder_is_reenacted_and_scored(portraits, tmp_path, monkeypatch):
     for name in ("d18", "d19"):
-        write(tmp_path / "data" / f"{name}.mp4", [f.image for f in video.read_frames(portraits / f"{name}.mp4", stop=4)])
+        frames = video.read_frames(portraits / f"{name}.mp4", stop=4)
+        write(tmp_path / "data" / f"{name}.mp4", [frame.image for frame in frames])
     write(tmp_path / "data" / "faceless.mp4", noise(4, (96, 96)))
     pairs = reenact.unseen(tmp_path / "data", "self", Mirror.config.data)
     methods, refused = reenact.reenact(Mirror(), pairs, "self", tmp_path / "made")
@@ -254,4 +254,4 @@ def test_a_folder_is_reenacted_and_scored(portraits, tmp_path, monkeypatch):
     results = evaluate.score(methods, refused, tmp_path / "none", out)["mirror"]
     assert {clip["name"] for clip in results["clips"]} == {"d18", "d19"}
     assert results["refused"] == refused and 10 < results["metrics"]["PSNR"]["mean"] < 60
-    assert all(clip["frames"] == 4 and clip["size"] == [64, 64] or clip["size"] == (64, 64) for clip in results["clips"])
+    assert all(clip["frames"] == 4 and clip["size"] == (64, 64) for clip in results["clips"])
