@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import REAL, randomized, tiny_model
+from conftest import REAL, tiny_model
 from flax import nnx
 
 from svdp_jax import checkpoint, clips, config as configs, evaluate, measure, metrics, reenact, report
@@ -98,10 +98,17 @@ def test_a_video_that_ends_early_is_not_cut_silently(folders, tmp_path):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Random networks, as the converter would leave them."""
-    folder = tmp_path_factory.mktemp("weights")
+    folder, random = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
+
+    def draw(path, shape):
+        if len(shape) > 1:
+            return np.float32(random.normal(size=shape) / np.prod(shape[:-1]) ** 0.5)
+        return np.float32(random.uniform(0.5, 1.5, shape) * (not path.endswith(("bias", "mean"))))
+
     for name, config in NETWORKS.items():
-        network = randomized(checkpoint.NETWORKS[name][1](config, nnx.Rngs(0)), scale=0.05)
-        checkpoint.save_weights(folder / name, name, config, checkpoint.named(nnx.state(network)))
+        network = nnx.eval_shape(lambda: checkpoint.NETWORKS[name][1](config, nnx.Rngs(0)))
+        leaves = checkpoint.named(nnx.state(network))
+        checkpoint.save_weights(folder / name, name, config, {p: draw(p, x.shape) for p, x in leaves.items()})
     return folder
 
 
