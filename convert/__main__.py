@@ -25,6 +25,8 @@ networks:
   svdp     a trained video model, whose new layers have a file of their own
   liveportrait  what makes cross-identity pairs: the five .pth files of its release
            (base_models/, retargeting_models/), read without running what is in them
+  lpips_alex, lpips_vgg, i3d, arcface, syncnet  what svdp_jax.evaluate looks through, from
+           the .pth, .model or .onnx files that it names; LPIPS from a folder of two
   prompt   no weights: OUT gets the empty prompt and one other, encoded once, so that
            train and animate need no text encoder
 

@@ -1,6 +1,5 @@
 """The tables of the networks that metrics use: LPIPS, I3D, ArcFace, SyncNet."""
 
-import dataclasses
 import re
 
 from convert.rules import Layout, Network, Rule, linear
@@ -39,8 +38,8 @@ TOWER = (0, 4, 8, 11, 14, 18)
 
 def lpips_rules(net: str) -> tuple[Rule, ...]:
     numbered = enumerate(CONVS[net])
-    trunk = [rule for ours, theirs in numbered for rule in conv(rf"features\.{theirs}", f"features.{ours}")]
-    return *trunk, Rule(r"lin(\d)\.model\.1\.weight", r"lin.\1", "1 d 1 1 -> d")
+    trunk = [rule for ours, theirs in numbered for rule in conv(rf"trunk\.features\.{theirs}", f"features.{ours}")]
+    return *trunk, Rule(r"heads\.lin(\d)\.model\.1\.weight", r"lin.\1", "1 d 1 1 -> d")
 
 
 I3D_RULES = (
@@ -69,7 +68,7 @@ SYNCNET_RULES = (
 
 def trunk_only(tensors: list[Tensor]) -> list[Tensor]:
     """Without the classifier that the trunk was trained with."""
-    return [t for t in tensors if not t.name.startswith("classifier.")]
+    return [t for t in tensors if not t.name.startswith("trunk.classifier.")]
 
 
 def weights_only(tensors: list[Tensor]) -> list[Tensor]:
@@ -96,20 +95,22 @@ def arcface_layout(config: ArcFaceConfig) -> Layout:
     return Layout(ARCFACE_RULES, axes={"y": config.size // 16, "x": config.size // 16})
 
 
-def lpips(net: str) -> Network:
+def lpips(net: str, trunk: str) -> Network:
+    """trunk: the file of torchvision that its convolutions come from."""
     return Network(
         name=f"lpips_{net}",
         folder=f"lpips_{net}",
-        file="model.safetensors",
+        file="",
+        parts={trunk: "trunk", f"{net}.pth": "heads"},
         rename=trunk_only,
-        read_config=lambda tensors, source: LPIPSConfig(net, rows(tensors, "features.0.weight")),
-        write_config=dataclasses.asdict,
+        read_config=lambda tensors, source: LPIPSConfig(net, rows(tensors, "trunk.features.0.weight")),
+        write_config=None,
         layout=lambda config: Layout(lpips_rules(net)),
         build=LPIPS,
     )
 
 
-LPIPS_ALEX, LPIPS_VGG = lpips("alex"), lpips("vgg")
+LPIPS_ALEX, LPIPS_VGG = lpips("alex", "alexnet-owt-7be5be79.pth"), lpips("vgg", "vgg16-397923af.pth")
 I3D_NETWORK = Network(
     name="i3d",
     folder="i3d",
@@ -118,7 +119,7 @@ I3D_NETWORK = Network(
     read_config=lambda tensors, source: I3DConfig(
         rows(tensors, "logits.conv3d.weight"), rows(tensors, "Conv3d_1a_7x7.conv3d.weight")
     ),
-    write_config=dataclasses.asdict,
+    write_config=None,
     layout=lambda config: Layout(I3D_RULES),
     build=I3D,
 )
@@ -128,7 +129,7 @@ ARCFACE = Network(
     file="model.safetensors",
     rename=weights_only,
     read_config=arcface_config,
-    write_config=dataclasses.asdict,
+    write_config=None,
     layout=arcface_layout,
     build=ArcFace,
 )
@@ -140,7 +141,7 @@ SYNCNET = Network(
     read_config=lambda tensors, source: SyncNetConfig(
         rows(tensors, "netcnnaud.0.weight"), rows(tensors, "netfcaud.3.weight")
     ),
-    write_config=dataclasses.asdict,
+    write_config=None,
     layout=lambda config: Layout(SYNCNET_RULES),
     build=SyncNet,
 )

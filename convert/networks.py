@@ -10,6 +10,7 @@ import numpy as np
 
 from convert import rules, sources, tensors
 from convert.liveportrait import LIVEPORTRAIT
+from convert.metric_nets import ARCFACE, I3D_NETWORK, LPIPS_ALEX, LPIPS_VGG, SYNCNET
 from convert.rules import Checksum, Network
 from convert.sd35 import SD35, VIDEO_MODEL
 from convert.text import CLIP_G, CLIP_L, T5
@@ -29,6 +30,11 @@ NETWORKS: dict[str, dict[str, Network]] = {
     "vae": {"": VAE},
     "text": TEXT,
     "liveportrait": {"": LIVEPORTRAIT},
+    "lpips_alex": {"": LPIPS_ALEX},
+    "lpips_vgg": {"": LPIPS_VGG},
+    "i3d": {"": I3D_NETWORK},
+    "arcface": {"": ARCFACE},
+    "syncnet": {"": SYNCNET},
     "all": {"backbone": SD35, "vae": VAE} | TEXT,
 }
 # Files and folders without weights that go along as they are.
@@ -71,7 +77,7 @@ def gather(source: sources.Source, network: Network, dtype: str | None, nonfinit
 def reverse(src: Path, out: Path, network: Network, dtype: str | None, nonfinite: bool) -> Row:
     """A weights folder `src` to the network's folder in the diffusers folder `out`."""
     if not network.write_config:
-        raise UserError(f"{network.name} cannot go back: some of what its files hold is folded into the weights.")
+        raise UserError(f"{network.name} cannot go back to the files it came from; keep those.")
     facts = about(src)
     if facts["network"] != network.name:
         raise UserError(f"{src} holds {facts['network']!r}, not {network.name!r}.")

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from convert import pickles
+from convert import arcface, pickles
 from convert.rules import Network
 from convert.tensors import Tensor, read_header
 from svdp_jax.errors import UserError
 
 UNUSED = ["*.fp16*", "*.bin", "*.msgpack"]  # other copies of the same weights on the hub
-PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
+PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".model"}
+# How files that are not safetensors are read, by suffix.
+READERS = dict.fromkeys(PICKLES, pickles.read) | {".onnx": arcface.read}
 
 
 class Source(NamedTuple):
@@ -56,7 +58,7 @@ def read_parts(folder: Path, parts: dict[str, str]) -> list[Tensor]:
 
 
 def read_tensors(file: Path) -> list[Tensor]:
-    return (pickles.read if file.suffix in PICKLES else read_header)(file)
+    return READERS.get(file.suffix, read_header)(file)
 
 
 def weight_files(path: Path, network: Network) -> list[Path]:

@@ -159,7 +159,7 @@ def picked(path: Path, places: np.ndarray) -> Iterator[np.ndarray]:
             place = next(places, None)
         if place is None:
             return
-    raise UserError(f"{path}: ends at frame {index + 1}, before the {place + 1} that its header names")
+    raise UserError(f"{path}: ends after {index + 1} frames, fewer than its header says")
 
 
 def stretches(clip: Clip, roles: tuple[str, ...], overlap: int = 0) -> Iterator[tuple[np.ndarray, ...]]:

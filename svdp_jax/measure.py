@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from svdp_jax import checkpoint, metrics
 from svdp_jax.clips import STRETCH, Clip, frames, stretches
-from svdp_jax.data import face, sound, video
+from svdp_jax.data import face, landmarks, sound, video
 from svdp_jax.errors import UserError
 from svdp_jax.metrics import METRICS
 from svdp_jax.models.vae import from_uint8
@@ -240,20 +240,16 @@ def motion(reader: Reader, role: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def eyes(reader: Reader, role: str) -> metrics.Eyes:
-    """Points of both eyes, nan where no face was seen, from the landmarks beside the video."""
-    path = landmarks(reader.clip, role)
-    try:
-        points = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    places = reader.clip.places.get(role, np.arange(reader.clip.frames))
-    if points.ndim != 3 or points.shape[1:] != (MESH_POINTS, 2) or len(points) <= places.max():
-        raise UserError(f"{path} has shape {points.shape}, not ({places.max() + 1}, {MESH_POINTS}, 2)")
-    points = (points[..., 0] + 1j * points[..., 1])[places]
+    """Points of both eyes, from the landmarks beside the video."""
+    clip, path = reader.clip, landmark_file(reader.clip, role)
+    points = landmarks.read(path, video.probe(clip.paths[role]).frames).points
+    if points.shape[1] != MESH_POINTS:
+        raise UserError(f"{path} has {points.shape[1]} points, not the {MESH_POINTS} that tell the irises")
+    points = points[clip.places.get(role, np.arange(clip.frames))]
     return metrics.Eyes(*(points[:, numbers] for numbers in MESH))
 
 
-def landmarks(clip: Clip, role: str) -> Path:
+def landmark_file(clip: Clip, role: str) -> Path:
     return clip.paths[role].with_suffix(".npy")
 
 
@@ -300,23 +296,6 @@ class Scores(NamedTuple):
     pooled: dict[str, float]
 
 
-def unusable(name: str, calls: dict[str, Callable], clip: Clip, weights: Path) -> str | None:
-    """Why a metric cannot be had of such a clip with these networks, with the fix; None if it can."""
-    for need in METRICS[name].needs:
-        feature, *wanted = need.split()
-        for role in wanted:
-            if role not in clip.paths:
-                return MISSING[role]
-            if BASES.get(feature) == "eyes" and not landmarks(clip, role).is_file():
-                return NO_LANDMARKS
-        base = BASES.get(feature, feature)
-        if base in CALLS and base not in calls:
-            network = CALLS[base].network
-            fix = f"{ORIGINS[network]}, then python -m convert {network} SRC {weights / network}"
-            return f"no weights in {weights / network}: {fix}"
-    return None
-
-
 NO_LANDMARKS = "needs a .npy of landmarks beside each video: (frames, 478, 2), MediaPipe's face mesh with irises"
 MISSING = {
     "reference": "needs the true videos (--reference)",
@@ -324,6 +303,23 @@ MISSING = {
     "driver": "needs drivers that are other people (--driving)",
     "source": "needs source pictures (--source)",
 }
+
+
+def unusable(name: str, calls: dict[str, Callable], clip: Clip, weights: Path) -> str | None:
+    """Why a metric cannot be had of such a clip with these networks, with the fix; None if it can."""
+    for need in METRICS[name].needs:
+        feature, *wanted = need.split()
+        for role in wanted:
+            if role not in clip.paths:
+                return MISSING[role]
+            if BASES.get(feature) == "eyes" and not landmark_file(clip, role).is_file():
+                return NO_LANDMARKS
+        base = BASES.get(feature, feature)
+        if base in CALLS and base not in calls:
+            network = CALLS[base].network
+            fix = f"{ORIGINS[network]}, then python -m convert {network} SRC {weights / network}"
+            return f"no weights in {weights / network}: {fix}"
+    return None
 
 
 def score(found: list[Clip], calls: dict[str, Callable], names: list[str], title: str) -> Scores:

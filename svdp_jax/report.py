@@ -33,7 +33,7 @@ table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; 
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 section { border-top: 2px solid #222; margin-top: 2em } video { max-width: 100%; display: block }
 figure { display: inline-block; margin: .5em 1em .5em 0 } figcaption, .note { color: #666; font-size: 13px }
-svg { background: #f7f7f7 }
+figure.wide { display: block } svg { background: #f7f7f7 }
 """
 
 
@@ -208,7 +208,7 @@ def section(name: str, results: dict) -> str:
     """One clip: its videos, values, notes, and plots of error over time."""
     found = {m: c for m, entry in results.items() for c in entry["clips"] if c["name"] == name}
     videos = "".join(
-        f"<figure><video controls loop muted preload=none src='{quote(shown_path(m, name).as_posix())}'></video>"
+        f"<figure class=wide><video controls loop muted preload=metadata src='{quote(shown_path(m, name).as_posix())}'></video>"
         f"<figcaption>{escape(m)}</figcaption></figure>" for m in found
     )
     heads = "".join(f"<th>{escape(m)}</th>" for m in found)

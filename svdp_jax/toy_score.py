@@ -8,6 +8,7 @@ their mean difference. The trivial answer repeats the source picture.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +84,13 @@ def control_error(true: toy.Motion, fitted: toy.Motion) -> dict[str, float]:
     }
 
 
+def portraits(people: Sequence[toy.Identity], motion: toy.Motion, size: int) -> np.ndarray:
+    """Several people, each in every frame of a motion (f): i f y x c in [0, 1]."""
+    stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *people)
+    motions = jax.tree.map(lambda field: jnp.broadcast_to(field, (len(people), *field.shape)), motion)
+    return np.asarray(render(stacked, motions, size))
+
+
 def likeness(videos: np.ndarray, clips: Clips, fitted: toy.Motion) -> tuple[float, float]:
     """Identity error, and leak of the driver's looks, means over all frames.
 
@@ -92,10 +100,8 @@ def likeness(videos: np.ndarray, clips: Clips, fitted: toy.Motion) -> tuple[floa
     """
     errors, leaks = [], []
     for i, frames in enumerate(videos):
-        people = jax.tree.map(lambda a, b: jnp.stack([a[i], b[i]]), clips.identity, clips.driver)
-        motions = jax.tree.map(lambda field: jnp.stack(2 * [field[i]]), fitted)
-        pictures = np.asarray(render(people, motions, frames.shape[1]))
-        own, other = rearrange(pictures, "person f y x c -> person f (y x c)")
+        people = at(clips.identity, i), at(clips.driver, i)
+        own, other = rearrange(portraits(people, at(fitted, i), frames.shape[1]), "i f y x c -> i f (y x c)")
         shown = rearrange(frames / np.float32(255), "f y x c -> f (y x c)")
         errors.append(np.abs(shown - own).mean())
         leaks.append(metrics.leak(shown, own, other).mean())
