@@ -28,10 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from svdp_jax import checkpoint, config as configs
-from svdp_jax.data import crops, drivers, encode, face, gates, ingest, masks, report, shots
+from svdp_jax.data import crops, drivers, encode, face, gates, ingest, masks, pairs, report, shots
 from svdp_jax.data.pipeline import Stage
 from svdp_jax.models.vae import each_frame, from_uint8
 
+MAKERS = drivers.MAKERS | {"liveportrait": pairs.maker}
 VERSIONS = ("svdp_jax", "numpy", "opencv-python-headless", "av", "jax", "array-record")
 
 
@@ -236,7 +237,7 @@ def pair(job: Job, advance: Callable) -> None:
     stem = out / "pairs" / clip.name
     about = {"driver": clip.name, "rejected": []}
     if s.pairs != "self":
-        maker = drivers.MAKERS[s.pairs](s.pair_weights)
+        maker = MAKERS[s.pairs](s.pair_weights)
         drawn, points = drivers.draw(_stored(out, clip), [_stored(out, o) for o in others], maker, s.size,
                                      stem.with_suffix(".frames"))  # fmt: skip
         about = drawn._asdict()

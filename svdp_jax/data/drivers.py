@@ -60,7 +60,8 @@ def toy_points(a: Stored, b: Stored, _: Path, size: int) -> np.ndarray:
     return (points - (a.clip.box.left + 1j * a.clip.box.top)) * size / a.clip.box.side
 
 
-# By the name of --pairs: a folder of weights to a maker.
+# By the name of --pairs: a folder of weights to a maker. LivePortrait's, which is a network, comes
+# from `data.pairs`.
 MAKERS: dict[str, Callable[[str], Maker]] = {
     "toy": lambda _: Maker(toy_frames, toy_points, lambda a, b, frames: ""),
 }
