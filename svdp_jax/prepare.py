@@ -36,12 +36,13 @@ from collections import Counter
 from pathlib import Path
 
 from svdp_jax import config as configs, stages
-from svdp_jax.data import crops, drivers, encode, face, footage, gates, ingest, masks, pipeline, report
+from svdp_jax.data import crops, encode, face, footage, gates, ingest, masks, pipeline, report
 from svdp_jax.errors import UserError, say_errors
 
 NO_PAIRS = (
-    "no weights to make pairs with, and nothing in this version that would use them: choose --pairs self, with which "
-    "every clip drives itself and the model may copy the driver's looks, or, for footage of the toy world, --pairs toy."
+    "no weights to make pairs with: give --pair-weights DIR (from `python -m convert liveportrait SRC DIR`), or "
+    "--pairs self, with which every clip drives itself and the model may copy the driver's looks, or, for footage "
+    "of the toy world, --pairs toy."
 )
 NO_CODEC = (
     "no autoencoder to encode with: give --codec DIR (from `python -m convert vae SRC DIR`), or --codec pixels:4 "
@@ -67,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
     add("--longest", type=float, metavar="SECONDS", help=f"of a clip (default {defaults.longest:g})")
     add("--limit", action="append", dest="limits", metavar="GATE", help="change a gate: fact=least or fact=least:most")
     add("--landmarks", metavar="HOW", help="windows (default, from the embedded finder), mediapipe:MODEL.task, or files:DIR")
-    add("--pairs", choices=["self", *drivers.MAKERS], help="who drives: the clip itself, or another drawn person")
+    add("--pairs", choices=["self", *stages.MAKERS],
+        help="who drives: another person by LivePortrait (default), the clip itself, or a drawn person")  # fmt: skip
+    add("--pair-weights", metavar="DIR", help="converted LivePortrait weights")
     add("--codec", metavar="DIR", help="converted autoencoder, or pixels:FACTOR for the toy model")
     add("--seed", type=int, help=f"of who drives whom (default {defaults.seed})")
     add("--stage", choices=list(stages.STAGES), help="run this stage alone")
@@ -184,7 +187,7 @@ def check(settings: stages.Settings, names: list[str]) -> None:
     """What would fail after hours fails here."""
     gates.limited(list(settings.limits))
     masks.check(settings.landmarks)
-    if "pairs" in names and not settings.pairs:
+    if "pairs" in names and settings.pairs == "liveportrait" and not settings.pair_weights:
         raise UserError(NO_PAIRS)
     if "encode" in names and not (settings.codec.kind == "pixels" or settings.codec.weights):
         raise UserError(NO_CODEC)

@@ -28,10 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from svdp_jax import checkpoint, config as configs
-from svdp_jax.data import crops, drivers, encode, face, gates, ingest, masks, report, shots
+from svdp_jax.data import crops, drivers, encode, face, gates, ingest, masks, pairs, report, shots
 from svdp_jax.data.pipeline import Stage
 from svdp_jax.models.vae import each_frame, from_uint8
 
+MAKERS = drivers.MAKERS | {"liveportrait": pairs.maker}
 VERSIONS = ("svdp_jax", "numpy", "opencv-python-headless", "av", "jax", "array-record")
 
 
@@ -43,7 +44,8 @@ class Settings:
     landmarks: str = "windows"
     size: int = 512  # pixels of a crop
     limits: tuple[str, ...] = ()  # changed gates
-    pairs: str = ""
+    pairs: str = "liveportrait"
+    pair_weights: str = ""
     seed: int = 0
     codec: configs.Codec = dataclasses.field(default_factory=configs.Codec)
 
@@ -235,7 +237,7 @@ def pair(job: Job, advance: Callable) -> None:
     stem = out / "pairs" / clip.name
     about = {"driver": clip.name, "rejected": []}
     if s.pairs != "self":
-        maker = drivers.MAKERS[s.pairs]
+        maker = MAKERS[s.pairs](s.pair_weights)
         drawn, points = drivers.draw(_stored(out, clip), [_stored(out, o) for o in others], maker, s.size,
                                      stem.with_suffix(".frames"))  # fmt: skip
         about = drawn._asdict()
@@ -359,7 +361,7 @@ STAGES = {
     "crops": Entry(Stage("Crops", cut_crops, crops_done, source_weight), _sources, ("size", "limits")),
     "masks": Entry(Stage("Masks", outline, masks_done, lambda job: job.item.count), _clips, ()),
     "pairs": Entry(
-        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings, ("pairs", "seed")
+        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings, ("pairs", "pair_weights", "seed")
     ),
     "encode": Entry(
         Stage("Encoding", encode_shard, encode_done, lambda job: sum(c.count for c in job.item.clips)),

@@ -366,11 +366,14 @@ def randomized(config, seed=0) -> LivePortrait:
             for _ in range(3):  # power iterations, as in training
                 module.weight_v.copy_(F.normalize(matrix.T @ module.weight_u, dim=0))
                 module.weight_u.copy_(F.normalize(matrix @ module.weight_v, dim=0))
-    # Angles of some degrees, small expressions, a scale near one; a flow that differs from cell to cell.
+    # As after training: small expressions, a scale near one, flows and occlusion not certain of
+    # themselves. Large logits would multiply the rounding of every implementation.
     heads = model.motion.detector
     for name, size in (("exp", 0.1), ("t", 0.2), ("scale", 0.1), ("kp", 0.5)):
         getattr(heads, f"fc_{name}").weight *= size
     heads.fc_scale.bias += 1
+    for layer in (model.warping.dense_motion_network.mask, model.warping.dense_motion_network.occlusion):
+        layer.weight *= 0.06
     return model
 
 

@@ -1,7 +1,8 @@
 """Who drives each clip: person B making the motion of the clip's own person A, or A itself.
 
-    self  A drives itself; kept regions can be copied, so the model may learn looks from the driver
-    toy   B is drawn with A's true motion; only for footage of the toy world
+    self         A drives itself; kept regions can be copied, so the model may learn looks from the driver
+    toy          B is drawn with A's true motion; only for footage of the toy world
+    liveportrait LivePortrait animates a picture of B with A's clip
 
 B is drawn from the other people of the set, from a seed and the clips' names alone; where the result
 is rejected, the next B is tried.
@@ -59,8 +60,11 @@ def toy_points(a: Stored, b: Stored, _: Path, size: int) -> np.ndarray:
     return (points - (a.clip.box.left + 1j * a.clip.box.top)) * size / a.clip.box.side
 
 
-# By the name of --pairs.
-MAKERS = {"toy": Maker(toy_frames, toy_points, lambda a, b, frames: "")}
+# By the name of --pairs: a folder of weights to a maker. LivePortrait's, which is a network, comes
+# from `data.pairs`.
+MAKERS: dict[str, Callable[[str], Maker]] = {
+    "toy": lambda _: Maker(toy_frames, toy_points, lambda a, b, frames: ""),
+}
 
 
 class Drawn(NamedTuple):

@@ -254,7 +254,7 @@ def _seeds(grey, roll) -> list[tuple[complex, float, float]]:
     h, w = grey.shape
     turn = np.exp(1j * np.deg2rad(roll))
     middle = (w + 1j * h) / 2
-    turned = cv2.equalizeHist(_warp(grey, turn, middle - turn * middle, (w, h)))
+    turned = cv2.equalizeHist(warp(grey, turn, middle - turn * middle, (w, h)))
     smallest = round(SMALLEST_FACE * max(h, w))
     for name, flip in [("frontalface_alt2", 1), ("frontalface_default", 1), ("profileface", 1), ("profileface", -1)]:
         view = np.ascontiguousarray(turned[:, ::flip])
@@ -271,7 +271,7 @@ def _look(grey, centre, size, roll, guess: Face | None = None) -> Face | None:
     """The face near a place, size and roll, looked for in a small upright patch; None if not there."""
     a = size / PATCH_FACE * np.exp(1j * roll)
     b = centre - a * (PATCH + 1j * PATCH) / 2
-    patch = cv2.equalizeHist(_warp(grey, a, b, (PATCH, PATCH)))
+    patch = cv2.equalizeHist(warp(grey, a, b, (PATCH, PATCH)))
     boxes, votes = _cascade("frontalface_alt2").detectMultiScale2(
         patch, 1.1, 2, minSize=(PATCH_FACE * 3 // 4,) * 2, maxSize=(PATCH_FACE * 3 // 2,) * 2
     )
@@ -316,7 +316,7 @@ def _face(centre, size, left_eye, right_eye, confidence) -> Face:
     return Face(centre, size, left_eye, right_eye, middle + across * NOSE, middle + across * MOUTH, confidence)
 
 
-def _warp(image, a: complex, b: complex, size):
+def warp(image, a: complex, b: complex, size):
     """Picture whose pixel z shows `image` at a * z + b."""
     matrix = np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

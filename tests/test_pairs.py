@@ -1,0 +1,218 @@
+"""Pairs: frames as the networks make them, in bounded memory, and judged by what is wrong with them."""
+
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import randomized
+from flax import nnx
+
+from svdp_jax.checkpoint import named, save_weights
+from svdp_jax.config import Backbone
+from svdp_jax.data import face, pairs
+from svdp_jax.data.pairs import LIMITS, Known, Measured, Reenactment, Reenactor, judge
+from svdp_jax.data.video import read_image
+from svdp_jax.errors import UserError
+from svdp_jax.models import keypoints
+from svdp_jax.models.keypoints import KEYPOINTS, Motion
+from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
+
+TINY = LivePortraitConfig(
+    channels=2, depth=2, appearance=(4, 4, 4), resblocks=1, motion=(4, 4, 4, 8), motion_blocks=(1, 1, 1, 1),
+    compress=2, hourglass=(2, 4, 4), warped=4, generator=(8, 4, 4), middle=1, spade=4, shoulder=(8,),
+    mouth=(8,), eye=(8,),
+)
+
+
+def photographs(count, side=64):
+    rng = np.random.default_rng(0)
+    return [cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (side, side)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return randomized(LivePortrait(TINY, nnx.Rngs(0)), 0.1)
+
+
+@pytest.fixture(scope="module")
+def reenactor(network):
+    return Reenactor(network, at_once=2)
+
+
+@pytest.fixture(scope="module")
+def clip(reenactor):
+    """A source, five driving frames of any size, and the result: two batches and a padded one."""
+    source, *driving = photographs(6)
+    driving[1] = cv2.resize(driving[1], (300, 300))
+    made = reenactor.reenact(source, driving)
+    return source, driving, made, list(made)
+
+
+def test_frames_are_those_of_the_networks(clip, network):
+    source, driving, made, frames = clip
+    assert [frame.shape for frame in frames] == [(512, 512, 3)] * 5 and frames[0].dtype == np.uint8
+    s, *d = (jnp.float32(x)[None] / 255 for x in pairs.ready([source, driving[0], driving[4]]))
+
+    @jax.jit
+    def alone(s, first, last):
+        known, start, now = map(network.motion, (s, first, last))
+        x_s = keypoints.points(known)
+        x_d = network.stitch(x_s, keypoints.relative(known, start, now))
+        return network.render(network.appearance(s), x_s, x_d)[0]
+
+    expected = np.asarray(alone(s, *d))[0] * 255
+    assert np.abs(expected - frames[4]).max() < 0.6
+    assert np.abs(expected - frames[0]).max() > 2  # another motion is another picture
+
+
+def test_every_frame_is_measured_once(clip):
+    made = clip[2]
+    measured = Measured(*map(np.concatenate, zip(*made.measured)))
+    assert [len(x) for x in measured] == [5] * len(measured)
+    assert judge(made).measures.keys() == LIMITS.keys()
+
+
+def test_memory_is_that_of_two_batches(reenactor):
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(None)
+            yield photographs(1)[0]
+
+    frames = iter(reenactor.reenact(photographs(1)[0], endless()))
+    for _ in range(3):
+        next(frames)
+    assert len(asked) <= 3 * reenactor.count
+
+
+def test_numbers_that_are_not_finite(network):
+    graph, state = nnx.split(network)
+    state.generator.conv_img.bias.set_value(state.generator.conv_img.bias[...].at[0].set(jnp.nan))
+    made = Reenactor(nnx.merge(graph, state), at_once=2).reenact(photographs(1)[0], photographs(2))
+    assert len(list(made)) == 2
+    verdict = judge(made)
+    assert not verdict.accepted and "not finite (broken 1.00" in verdict.reasons[0]
+
+
+def test_weights_are_loaded_and_others_refused(tmp_path, network, monkeypatch):
+    save_weights(tmp_path / "weights", "liveportrait", TINY, named(nnx.state(network)))
+    loaded = Reenactor.load(tmp_path / "weights")
+    leaves = zip(jax.tree.leaves(loaded.state), jax.tree.leaves(nnx.state(network)), strict=True)
+    assert all((a == b).all() for a, b in leaves)
+    save_weights(tmp_path / "other", "sd35", Backbone(), {"x": np.zeros(1, np.float32)})
+    with pytest.raises(UserError, match="holds 'sd35'; make weights with `python -m convert liveportrait"):
+        Reenactor.load(tmp_path / "other")
+
+
+# Judging: a clip without fault, and one fault at a time
+
+
+def points(seed):
+    return np.random.default_rng(seed).normal(size=(KEYPOINTS, 3)).astype(np.float32)
+
+
+SHAPES = {"b": points(0), "a": points(1)}
+FRAMES = 6
+SWAY = np.linspace(-0.2, 0.2, FRAMES, dtype=np.float32)[:, None, None] * points(2)
+
+
+def flawless(**changes):
+    same = lambda shape: np.repeat(shape[None], FRAMES, 0)
+    asked = SHAPES["b"] + SWAY
+    clip = Measured(
+        asked=asked, found=asked, shape=same(SHAPES["b"]), driver=same(SHAPES["a"]),
+        seen=np.full(FRAMES, 0.9), black=np.full(FRAMES, 0.1), finite=np.ones(FRAMES, bool),
+    )
+    motion = Motion(SHAPES["b"][None], *[None] * 6)
+    made = Reenactment(Known(None, motion, None, np.array([0.1])), iter(()))
+    clip = clip._replace(**{name: change(clip) for name, change in changes.items()})
+    made.measured = [Measured(*(x[:4] for x in clip)), Measured(*(x[4:] for x in clip))]
+    return made
+
+
+def test_a_flawless_clip():
+    verdict = judge(flawless())
+    assert verdict.accepted and not verdict.reasons
+    expected = dict(broken=0, black=0, hidden=0.1, distance=0, correlation=1, identity=0)
+    assert verdict.measures == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, name, value",
+    [
+        ({"finite": lambda c: np.arange(FRAMES) > 0}, "broken", 1 / FRAMES),
+        ({"black": lambda c: np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.4])}, "black", 0.3),
+        ({"seen": lambda c: np.full(FRAMES, 0.2)}, "hidden", 0.8),
+        ({"found": lambda c: c.asked + np.float32([0, 0.3 * pairs.spread(c.asked.mean(0)), 0])}, "distance", 0.3),
+        ({"found": lambda c: c.asked - 1.25 * SWAY}, "correlation", -1),
+        ({"found": lambda c: c.asked - SWAY}, "correlation", 0),
+        ({"shape": lambda c: c.driver + 0 * SWAY}, "identity", 1),
+    ],
+)
+def test_each_fault_has_its_reason(changes, name, value):
+    verdict = judge(flawless(**changes))
+    assert not verdict.accepted
+    assert [reason for reason in verdict.reasons if LIMITS[name].complaint in reason and name in reason]
+    assert verdict.measures[name] == pytest.approx(value, abs=1e-4)
+
+
+def test_a_driver_that_keeps_still_is_not_blamed():
+    still = lambda c: np.repeat(SHAPES["b"][None], FRAMES, 0) + 1e-3 * SWAY[::-1]
+    assert judge(flawless(asked=still, found=lambda c: still(c)[::-1])).accepted
+
+
+def test_numbers_that_are_missing_are_faults():
+    verdict = judge(flawless(found=lambda c: c.found * np.nan))
+    assert not verdict.accepted and len(verdict.reasons) == 2
+
+
+# Crops
+
+
+def seen(middle, eyes, turn=1):
+    """A face with its eyes `eyes` apart around `middle`."""
+    return face._face(middle, 2.6 * eyes, middle - turn * eyes / 2, middle + turn * eyes / 2, 1.0)
+
+
+def test_driving_crop():
+    faces = [seen(200 + 100j, 50), seen(220 + 100j, 54)]
+    box = pairs.driving_box(face.Face(*map(np.array, zip(*faces))))
+    lips = 1.15 * 52  # from the eyes to the mouth
+    side = 2.2 * 2.1 * lips
+    assert box.side == round(side)
+    assert box.left == pytest.approx(210 - side / 2, abs=1)
+    assert box.top == pytest.approx(100 + 0.7 * lips - 0.1 * side - side / 2, abs=1)
+
+
+def test_source_crop_is_upright(monkeypatch):
+    turn = np.exp(1j * np.deg2rad(25))
+    middle, eyes = 260 + 230j, 60
+    image = np.zeros((500, 500, 3), np.uint8)
+    marks = [middle - turn * eyes / 2, middle + turn * eyes / 2, middle + turn * eyes * face.MOUTH]
+    for channel, mark in enumerate(marks):
+        cv2.circle(image, (round(mark.real), round(mark.imag)), 6, tuple(255.0 * (np.arange(3) == channel)), -1)
+    only = face.Track(face.Face(*(np.array([x]) for x in seen(middle, eyes, turn))), np.array([True]))
+    monkeypatch.setattr(face, "track", lambda *_: only)
+    crop = pairs.source_crop(image)
+    assert crop.shape == (512, 512, 3)
+    found = [np.argwhere(crop[..., i] > 128).mean(0) for i in range(3)]
+    scale = 512 / (2.3 * 2.1 * 1.15 * eyes)
+    left, right, mouth = found
+    assert left[0] == pytest.approx(right[0], abs=1.5)  # the eyes are level,
+    assert mouth[1] == pytest.approx((left + right)[1] / 2, abs=1.5)  # the mouth is below their middle,
+    assert right[1] - left[1] == pytest.approx(scale * eyes, abs=1.5)
+    lips = scale * 1.15 * eyes
+    assert left[0] == pytest.approx(255.5 - 0.7 * lips + 0.125 * 512, abs=1.5)  # and all is where it should
+
+
+def test_source_crop_of_a_photograph(portraits: Path):
+    image = read_image(portraits / "s5.jpg")
+    crop = pairs.source_crop(image)
+    found = face.detect(crop)[0]
+    assert 0.3 < found.size / 512 < 0.6
+    with pytest.raises(UserError, match="no face is found"):
+        pairs.source_crop(np.zeros((64, 64, 3), np.uint8))
