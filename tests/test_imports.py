@@ -15,7 +15,7 @@ ROWS = (
     ("data.drivers", "data.encode", "data.report", "data.pipeline", "data.records", "data.feed"),
     ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "alarm", "shipped", "animator"),
     ("stages", "builders", "metrics", "clips", "measure", "report", "toy_score", "reenact"),
-    ("draw", "animate", "evaluate", "train", "prepare", "plan", "demo"),
+    ("flops", "chips", "hlo", "draw", "animate", "evaluate", "train", "prepare", "aot", "plan", "demo"),
 )
 ORDER = [module for row in ROWS for module in row]
 
