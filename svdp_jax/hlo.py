@@ -25,8 +25,8 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
 
     def walk(name: str, times: int):
         for line in bodies.get(name, ()):
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            inner = times * int(trips[1]) if trips else times
+            loop = re.search(r"condition=%?([\w.\-]+)", line)
+            inner = times * trips(line, bodies.get(loop[1], ())) if loop else times
             for called in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
                 walk(called, inner)
             branches = re.search(r"branch_computations=\{([^}]*)\}", line)
@@ -41,6 +41,25 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
     return {kind: totals for kind, totals in found.items() if totals["calls"]}
 
 
+def trips(loop: str, condition: list[str]) -> int:
+    """How often a loop runs: as it says, or up to the number that its condition compares with."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop)
+    bounds = re.findall(r"[su]32\[\]\S* constant\((\d+)\)", "\n".join(condition))
+    return int(known[1]) if known else int(bounds[0]) if len(bounds) == 1 else 1
+
+
+def group_size(line: str) -> int:
+    """How many chips take part in one group of a collective."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return len(listed[1].split(","))
+    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
+        return int(tiled[2])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return int(np.prod([int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2])]))
+    return 2
+
+
 def sent(kind: str, shapes: str, line: str, started: bool) -> float:
     """Bytes that one chip sends in a collective, from its result's shapes and its groups."""
     sizes = [
@@ -50,9 +69,7 @@ def sent(kind: str, shapes: str, line: str, started: bool) -> float:
     size = sum(sizes) / 2 if started and kind == "all-reduce" and len(sizes) > 1 else (
         max(sizes) if started else sum(sizes)
     )
-    groups = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
-    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
-    g = len(groups[1].split(",")) if groups else int(tiled[2]) if tiled else 2
+    g = group_size(line)
     share = {
         "all-gather": (g - 1) / g, "all-reduce": 2 * (g - 1) / g, "all-to-all": (g - 1) / g,
         "reduce-scatter": (g - 1) if not started else (g - 1) / g, "collective-permute": 1,

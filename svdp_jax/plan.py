@@ -44,6 +44,7 @@ def plan(config: configs.Config, topology: str) -> dict:
     for name, run in (("train", plan_train), ("sample", plan_sample)):
         say(f"Compiling the {name} step for {len(devices)} chips, some minutes ...")
         found[name] = attempt(run, config, chip, mesh)
+        say(f"... took {found[name]['compile_seconds']:.0f} s.")
     if not found["train"]["fits"]:
         found["train"]["advice"] = advice(config, mesh, found["train"]["used"])
     return found

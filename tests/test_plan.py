@@ -60,8 +60,18 @@ PROGRAM = """HloModule step
   %less = pred[] compare(%i, %n), direction=LT
 }
 
+%up_to_three (carry: (s32[], bf16[8,16])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[] compare(%i, %constant.1), direction=LT
+}
+
+%named (carry: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %back = bf16[8]{0} reduce-scatter(%z), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, dimensions={0}
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %loop = (s32[], bf16[8,16]) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+  %second = (s32[], bf16[8,16]) while(%tuple), condition=%up_to_three, body=%named
   ROOT %sum = f32[8]{0} all-reduce(%p), replica_groups=[1,16]<=[16], to_apply=%add
 }
 """
@@ -72,7 +82,8 @@ def test_collectives_in_loops_count_as_often_as_they_run():
     assert found["all-gather"] == {"calls": 24, "bytes": pytest.approx(24 * 8 * 16 * 2 * 3 / 4)}
     assert found["all-to-all"] == {"calls": 24, "bytes": pytest.approx(24 * 16 * 4 / 2)}
     assert found["all-reduce"] == {"calls": 1, "bytes": pytest.approx(8 * 4 * 2 * 15 / 16)}
-    assert set(found) == {"all-gather", "all-to-all", "all-reduce"}
+    assert found["reduce-scatter"] == {"calls": 3, "bytes": pytest.approx(3 * 8 * 2 * 7)}
+    assert set(found) == {"all-gather", "all-to-all", "all-reduce", "reduce-scatter"}
 
 
 def test_time_is_work_over_rates():
