@@ -30,6 +30,7 @@ from svdp_jax.chips import CHIPS, PASSES, Chip, seconds
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.flops import forward_flops, text_tokens, tokens_per_frame
 from svdp_jax.hlo import collectives
+from svdp_jax.parallel import LANES
 
 
 def plan(config: configs.Config, topology: str) -> dict:
@@ -133,13 +134,18 @@ def advice(config: configs.Config, mesh, used: float | None) -> list[str]:
 
 
 def kept_outputs(config: configs.Config, mesh) -> float:
-    """GiB on a chip of the attention outputs that remat=attention keeps, in bfloat16."""
+    """GiB on a chip of the attention outputs that remat=attention keeps, in bfloat16.
+
+    The chip stores heads in whole lanes: those of 64 take the room of 128.
+    """
     d, b = config.data, config.model.backbone
     n, t = tokens_per_frame(config), text_tokens(config)
     clips = d.batch / config.optimizer.accumulate / (mesh.shape["data"] * mesh.shape["fsdp"])
     image, frames = (3 * d.frames + d.past) * n, d.frames + d.past
-    tokens = b.blocks * (image + frames * t + frames * n) + b.dual * image
-    return 2 * clips * tokens * b.width / mesh.shape["context"] / aot.GIB
+    room = lambda heads: heads * max(b.width // heads, LANES)
+    values = (b.blocks * (image + frames * t) + b.dual * image) * room(b.heads)
+    values += b.blocks * frames * n * room(config.model.video.heads)
+    return 2 * clips * values / mesh.shape["context"] / aot.GIB
 
 
 # --- words
