@@ -5,7 +5,7 @@ and `python -m convert prompt weights prompts`; training videos lie in `videos/`
 By `python -m svdp_jax.plan`, 2026-11-24, compiled and not run: 12.3 of 32 GiB a chip,
 expected 4.9 s a step, MFU 46 %.
 The 50 000 steps: 68 h, 1 085 chip hours: 3 490 at 3.22 a chip hour (an example; ask for today's price).
-accumulate=2 is 2 % faster and takes 20.3 GiB, with remat=full 14.5.
+accumulate=2 is 3 % faster and takes 20.3 GiB, with remat=full 14.5.
 """
 
 from svdp_jax import config as configs
@@ -14,6 +14,7 @@ from svdp_jax import config as configs
 def get_config():
     return configs.as_flags(
         configs.full_size(
-            "tpu_v4", "v4:2x2x4", batch=16, mesh=configs.Mesh(data=1, fsdp=4, context=4), remat="attention", accumulate=4
+            "tpu_v4", "v4:2x2x4", batch=16, mesh=configs.Mesh(data=1, fsdp=4, context=4),
+            remat="attention", accumulate=4,
         )
     )
