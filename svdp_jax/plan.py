@@ -222,12 +222,13 @@ def search(config: configs.Config, topology: str) -> list[dict]:
     chip, devices = CHIPS[topology.partition(":")[0]], aot.slice_devices(topology)
     tried, found = candidates(config, chip, devices), []
     for index, (expected, candidate, mesh) in enumerate(tried, 1):
-        flags = (
-            f"--config.mesh.data=1 --config.mesh.fsdp={mesh.shape['fsdp']} --config.mesh.context={mesh.shape['context']} "
-            f"--config.optimizer.accumulate={candidate.optimizer.accumulate} --config.remat={candidate.remat}"
-        )
-        say(f"{index} of at most {len(tried)}, expected {expected:.1f} s a step: {flags} ...")
-        step = attempt(plan_train, candidate, chip, mesh) | {"flags": flags}
+        words = " ".join((
+            *(f"--config.mesh.{axis}={size}" for axis, size in mesh.shape.items()),
+            f"--config.optimizer.accumulate={candidate.optimizer.accumulate}",
+            f"--config.remat={candidate.remat}",
+        ))
+        say(f"{index} of at most {len(tried)}, expected {expected:.1f} s a step: {words} ...")
+        step = attempt(plan_train, candidate, chip, mesh) | {"flags": words}
         found.append(step)
         if step["fits"]:
             break
