@@ -182,7 +182,7 @@ class Config:
     evaluate: int = 8  # clips scored at the end of training
 
 
-def full_size(name: str, topology: str, batch: int, mesh: Mesh, **changes) -> Config:
+def full_size(name: str, topology: str, batch: int, mesh: Mesh, accumulate: int = 1, **changes) -> Config:
     """The paper's training at 512x512: 16 frames after 4 past ones, real past in the last 10 000 steps.
 
     `weights` and `prompts` are folders that `python -m convert all SRC weights` and
@@ -198,7 +198,7 @@ def full_size(name: str, topology: str, batch: int, mesh: Mesh, **changes) -> Co
             Stage(steps=40_000, rate=5e-5, final_rate=2e-5),
             Stage(steps=10_000, past=True, rate=2e-5, final_rate=1e-6),
         ),
-        optimizer=Optimizer(warmup=1000, average=0.9999),
+        optimizer=Optimizer(warmup=1000, average=0.9999, accumulate=accumulate),
         backbone="weights/backbone",
         prompt="prompts/prompt.safetensors",
         save_every=1000,

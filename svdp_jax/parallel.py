@@ -357,10 +357,16 @@ def ring_attention(q, k, v, context: int) -> jax.Array:
 
 
 def local_attention(q: jax.Array, k: jax.Array, v: jax.Array, kernel: str) -> jax.Array:
-    """Attention on one device, ... l h k. The result is named, for policies of what to keep."""
+    """Attention on one device, ... l h k. The result is named KEPT, for policies of what to keep."""
     merged = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-    out = KERNELS[best_kernel(q) if kernel == "auto" else kernel](*merged)
-    return checkpoint_name(out.reshape(q.shape), "attention")
+    return KERNELS[best_kernel(q) if kernel == "auto" else kernel](*merged).reshape(q.shape)
+
+
+KEPT = "attention"
+
+
+def named(kernel: Callable) -> Callable:
+    return lambda q, k, v: checkpoint_name(kernel(q, k, v), KEPT)
 
 
 def best_kernel(q: jax.Array) -> str:
@@ -407,9 +413,9 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         for x in (q * q.shape[-1] ** -0.5, k, v)
     )
     mask = splash_mask.MultiHeadMask([splash_mask.FullMask((padded, padded))] * h)
-    # What the backward pass needs beside the output, row sums, goes by the same name.
+    # Names the row sums too, without which the backward pass would run the kernel again.
     kernel = splash_kernel.make_splash_mha_single_device(
-        mask, block_sizes=blocks, residual_checkpoint_name="attention"
+        mask, block_sizes=blocks, residual_checkpoint_name=KEPT
     )
     segments = (jnp.arange(padded) >= length).astype(jnp.int32)
     ids = None if padded == length else splash_kernel.SegmentIds(segments, segments)
@@ -437,6 +443,6 @@ def splash_blocks(length: int) -> tuple[int, splash_kernel.BlockSizes]:
 
 KERNELS = {
     "splash": splash_attention,
-    "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),
-    "xla": xla_attention,
+    "cudnn": named(partial(jax.nn.dot_product_attention, implementation="cudnn")),
+    "xla": named(xla_attention),
 }

@@ -18,6 +18,8 @@ from svdp_jax.data import example
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# For processes that compile small programs and run them a few times.
+HASTY = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 REAL = Path(__file__).parents[2] / "shared" / "data" / "portraits"
 
 

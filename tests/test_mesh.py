@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HASTY
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,14 +44,17 @@ def test_a_block_on_frames_of_many_devices_needs_no_communication(found):
 
 CONFIG = '''
 import sys; sys.path.insert(0, {tests!r})
+import dataclasses
 import jax
 from conftest import tiny_model
 jax.config.update("jax_numpy_dtype_promotion", "standard")  # optax mixes integers and floats
 from svdp_jax import config as configs
 
 def get_config():
+    model = tiny_model()
+    model = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, blocks=2))
     return configs.as_flags(configs.Config(
-        "pair", tiny_model(), data=configs.Data(size=16, frames=2, past=1, batch=4),
+        "pair", model, data=configs.Data(size=16, frames=2, past=1, batch=4),
         stages=(configs.Stage(steps=3),), dtype="float32", evaluate=0, log_every=1,
         optimizer=configs.Optimizer(warmup=2),
     ))
@@ -67,7 +71,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     def start(workdir, **more):
         command = [sys.executable, "-m", "svdp_jax.train", "--config", path, "--workdir", tmp_path / workdir]
         return subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | more, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+            command, cwd=ROOT, env=os.environ | HASTY | more, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}

@@ -7,7 +7,7 @@ from conftest import tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs
-from svdp_jax import parallel, plan
+from svdp_jax import aot, chips, flops, hlo, parallel, plan
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
 
@@ -18,14 +18,14 @@ def full() -> configs.Config:
 
 def test_flops_of_the_full_model_are_those_counted_by_hand():
     """f=16, p=4, n=1024, t=333, d=1536, 24 blocks, 13 of them dual; multiplied out on paper."""
-    flops = {part: value / 1e12 for part, value in plan.forward_flops(full()).items()}
+    counted = {part: value / 1e12 for part, value in flops.forward_flops(full()).items()}
     expected = {
         "image stream": 72.4, "text stream": 8.8, "joint attention": 28.4, "attn2 projections": 13.1,
         "attn2 attention": 12.4, "video projections": 9.3, "video attention": 61.9,
     }
     for part, value in expected.items():
-        assert flops[part] == pytest.approx(value, abs=0.06), part
-    assert sum(flops.values()) == pytest.approx(206, abs=1)
+        assert counted[part] == pytest.approx(value, abs=0.06), part
+    assert sum(counted.values()) == pytest.approx(206, abs=1)
 
 
 @pytest.mark.parametrize("temporal", ["full", "factorized", "none"])
@@ -37,7 +37,7 @@ def test_flops_are_those_that_the_compiler_counts(temporal):
     config = configs.Config("count", model, data=data, dtype="float32")
     network = nnx.eval_shape(lambda: SVDP(model, nnx.Rngs(0)))
     shape = lambda *lead: jax.ShapeDtypeStruct((1, *lead, 8, 8, 48), jnp.float32)
-    text, pooled = (jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in plan.prompt_shapes(config))
+    text, pooled = (jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in aot.prompt_shapes(config))
     graph, state = nnx.split(network)
     call = jax.jit(lambda state, z, t, c, p, source, driving, past: nnx.merge(graph, state)(
         z, t, c, p, source, driving, past))
@@ -46,7 +46,7 @@ def test_flops_are_those_that_the_compiler_counts(temporal):
     counted = lowered.compile().cost_analysis()["flops"]
     # The compiler counts norms, softmax and activations too, and leaves out the past frames of
     # the last block, whose result nothing reads.
-    assert 0.97 < counted / sum(plan.forward_flops(config).values()) < 1.05
+    assert 0.97 < counted / sum(flops.forward_flops(config).values()) < 1.05
 
 
 PROGRAM = """HloModule step
@@ -60,35 +60,76 @@ PROGRAM = """HloModule step
   %less = pred[] compare(%i, %n), direction=LT
 }
 
+%up_to_three (carry: (s32[], bf16[8,16])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[] compare(%i, %constant.1), direction=LT
+}
+
+%named (carry: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %back = bf16[8]{0} reduce-scatter(%z), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, dimensions={0}
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %loop = (s32[], bf16[8,16]) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+  %second = (s32[], bf16[8,16]) while(%tuple), condition=%up_to_three, body=%named
   ROOT %sum = f32[8]{0} all-reduce(%p), replica_groups=[1,16]<=[16], to_apply=%add
 }
 """
 
 
 def test_collectives_in_loops_count_as_often_as_they_run():
-    found = plan.collectives(PROGRAM)
+    found = hlo.collectives(PROGRAM)
     assert found["all-gather"] == {"calls": 24, "bytes": pytest.approx(24 * 8 * 16 * 2 * 3 / 4)}
     assert found["all-to-all"] == {"calls": 24, "bytes": pytest.approx(24 * 16 * 4 / 2)}
     assert found["all-reduce"] == {"calls": 1, "bytes": pytest.approx(8 * 4 * 2 * 15 / 16)}
-    assert set(found) == {"all-gather", "all-to-all", "all-reduce"}
+    assert found["reduce-scatter"] == {"calls": 3, "bytes": pytest.approx(3 * 8 * 2 * 7)}
+    assert set(found) == {"all-gather", "all-to-all", "all-reduce", "reduce-scatter"}
 
 
 def test_time_is_work_over_rates():
     """One chip at 100 TFLOP/s for matmuls and 50 for attention, 1 GB over 10 GB/s."""
-    config, chip = full(), plan.Chip(200, 32, 10, 0.5, {64: 50, 128: 50})
-    flops = {"image stream": 1e15, "joint attention": 1e14, "attn2 attention": 0, "video attention": 0}
-    times = plan.seconds(config, chip, flops, clips=1, chips=1, bytes_sent=1e9, passes=(4, 3))
+    config, chip = full(), chips.Chip(200, 32, 10, 0.5, {64: 50, 128: 50})
+    work = {"image stream": 1e15, "joint attention": 1e14, "attn2 attention": 0, "video attention": 0}
+    times = chips.seconds(config, chip, work, clips=1, chips=1, bytes_sent=1e9, passes=(4, 3))
     assert times == {"matmuls": pytest.approx(40), "attention": pytest.approx(6), "network": pytest.approx(0.1)}
 
 
+def out_of_memory(*_):
+    raise jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+        "Used 40.11G of 30.75G hbm. Exceeded hbm capacity by 9.36G.")
+
+
 def test_out_of_memory_is_a_finding_with_advice():
-    step = {"fits": False, "used": "40.1G", "advice": ["config.remat=full saves about 9.0 GiB"], "compile_seconds": 1}
-    rows = "\n".join(plan.step_rows(step))
-    assert "out of memory | uses 40.1G" in rows and "remat=full saves" in rows
-    lines = plan.advice(dataclasses.replace(full(), remat="attention"), mesh_of(1))
-    assert any(line.startswith("config.remat=full saves") for line in lines)
+    step = plan.attempt(out_of_memory, full(), chips.CHIPS["v4"], None)
+    assert not step["fits"] and step["used"] == 40.11
+    config = dataclasses.replace(full(), remat="attention")
+    lines = plan.advice(config, mesh_of(1), used=40.11)
+    rows = "\n".join(plan.step_rows(step | {"advice": lines}))
+    assert "out of memory | uses 40.1 GiB" in rows and "does not fit; try | --config.remat=full saves" in rows
+
+
+def test_other_faults_are_not_taken_for_out_of_memory():
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        plan.attempt(broken, full(), chips.CHIPS["v4"], None)
+
+
+def test_search_takes_the_first_that_fits(monkeypatch):
+    """Of candidates in the order of their expected time, on a chip where only remat=full fits."""
+    def fake(config, chip, mesh):
+        peak = {"none": 90.0, "attention": 40.0, "full": 9.0}[config.remat]
+        return {"memory": {"peak": peak}, "step_seconds": 1.0, "mfu": 0.5}
+
+    monkeypatch.setattr(plan, "plan_train", fake)
+    monkeypatch.setattr(aot, "slice_devices", lambda topology: jax.devices()[:1])
+    tiny = configs.Config("tiny", tiny_model(), data=configs.Data(size=16, frames=2, past=1, batch=4))
+    found = plan.search(tiny, "v4:1x1x1")
+    assert [step["fits"] for step in found] == [False] * (len(found) - 1) + [True]
+    assert found[-1]["flags"].endswith("accumulate=1 --config.remat=full")
+    assert "best: --config.mesh" in plan.search_table(found, chips.CHIPS["v4"])
 
 
 def mesh_of(count: int):
@@ -98,7 +139,7 @@ def mesh_of(count: int):
 @pytest.mark.parametrize("topology", ["v9:2x2", "v4", "v4:two", ""])
 def test_a_slice_that_is_none_is_said(topology):
     with pytest.raises(UserError, match="is no TPU slice; write one such as v4:2x2x4"):
-        plan.slice_devices(topology)
+        aot.slice_devices(topology)
 
 
 def test_training_for_a_slice_that_is_not_here_points_to_plan():

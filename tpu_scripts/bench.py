@@ -1,11 +1,11 @@
 """Times the model on whatever devices there are, as JSON lines.
 
 python tpu_scripts/bench.py --config configs/tpu_v4.py [--what forward,train,sample,image]
-    [--reference] [--rounds 5] [--config.a.b=value ...]
+    [--reference diffusers] [--rounds 5] [--config.a.b=value ...]
 
 forward: the video model with all conditions. train: the whole train step. sample: one
-segment, all steps. image: the image model alone, and with --reference beside it, in
-turns, diffusers' on the same device (PyTorch, compiled where that is a GPU).
+segment, all steps. image: the image model alone, and with --reference diffusers beside it, in
+turns, its own on the same device (PyTorch, compiled where that is a GPU).
 A line tells seconds (median), TFLOP by our own count, MFU where the chip's peak is
 known, and the devices' peak memory so far. Weights are random.
 """
@@ -20,14 +20,16 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from svdp_jax import parallel, plan, train
+from svdp_jax import aot, parallel, train
+from svdp_jax.chips import CHIPS
 from svdp_jax.errors import say_errors
+from svdp_jax.flops import block_flops, forward_flops, tokens_per_frame
 from svdp_jax.models.mmdit import MMDiT
 
 # What JAX calls the devices.
 TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
 # Peak bf16 TFLOP/s.
-PEAKS = {kind: plan.CHIPS[name].peak for kind, name in TPUS.items()}
+PEAKS = {kind: CHIPS[name].peak for kind, name in TPUS.items()}
 PEAKS |= {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}
 
 
@@ -52,7 +54,7 @@ def line(what: str, config, seconds: float, flops: float) -> dict:
         "what": what, "config": config.name, "device": device.device_kind, "devices": count,
         "seconds": round(seconds, 4), "tflop": round(flops / 1e12, 3),
         "mfu": round(flops / 1e12 / seconds / count / peak, 3) if peak else None,
-        "peak_gib": round(stats["peak_bytes_in_use"] / plan.GIB, 2) if stats else None,
+        "peak_gib": round(stats["peak_bytes_in_use"] / aot.GIB, 2) if stats else None,
     }
 
 
@@ -71,8 +73,8 @@ def random(shapes, seed: int = 0):
 def bench_train(config, mesh, rounds: int) -> dict:
     graph, make = train.state_maker(config, mesh)
     codec_graph, codec = nnx.split(train.checkpoint.CODECS[config.model.codec.kind](config.model.codec))
-    frozen = train.Frozen(codec, random(plan.abstract(plan.prompt_shapes(config), mesh)))
-    update, batch = train.make_update(config, graph, codec_graph), random(plan.abstract_batch(config, mesh))
+    frozen = train.Frozen(codec, random(aot.abstract(aot.prompt_shapes(config), mesh)))
+    update, batch = train.make_update(config, graph, codec_graph), random(aot.abstract_batch(config, mesh))
     held = [make(jax.random.key(0))]  # donated, so replaced
 
     def run():
@@ -80,17 +82,17 @@ def bench_train(config, mesh, rounds: int) -> dict:
         jax.block_until_ready(metrics)
 
     seconds = medians({"train": run}, rounds)["train"]
-    return line("train", config, seconds, 3 * config.data.batch * sum(plan.forward_flops(config).values()))
+    return line("train", config, seconds, 3 * config.data.batch * sum(forward_flops(config).values()))
 
 
 def bench_video(config, mesh, rounds: int, what: str) -> dict:
-    dtype, clips = jnp.dtype(config.dtype), plan.sampled_clips(mesh)
+    dtype, clips = jnp.dtype(config.dtype), aot.sampled_clips(mesh)
     graph, make = train.state_maker(config, mesh)
     state = make(jax.random.key(0))
     weights = jax.tree.map(lambda w: w.astype(dtype), (state.weights, state.constants))
     del state
-    latents = random(plan.abstract_latents(config, clips, parallel.sharding(mesh)))
-    prompt = random(plan.abstract(plan.prompt_shapes(config), mesh))
+    latents = random(aot.abstract_latents(config, clips, parallel.sharding(mesh)))
+    prompt = random(aot.abstract(aot.prompt_shapes(config), mesh))
     text, pooled = (jnp.repeat(x[None], clips, 0).astype(dtype) for x in prompt)
 
     def forward(weights, latents, text, pooled):
@@ -98,18 +100,18 @@ def bench_video(config, mesh, rounds: int, what: str) -> dict:
         conditions = {name: x for name, x in latents.items() if name != "noise"}
         return model(latents["noise"], jnp.full(clips, 0.5), text, pooled, **conditions)
 
-    call = jax.jit(forward if what == "forward" else plan.segment_sampler(config, graph))
+    call = jax.jit(forward if what == "forward" else aot.segment_sampler(config, graph))
     run = lambda: jax.block_until_ready(call(weights, latents, text, pooled))
     seconds = medians({what: run}, rounds)[what]
     copies = 1 if what == "forward" else 4 * config.sampling.steps
-    return line(what, config, seconds, copies * clips * sum(plan.forward_flops(config).values()))
+    return line(what, config, seconds, copies * clips * sum(forward_flops(config).values()))
 
 
-def bench_image(config, rounds: int, reference: bool) -> list[dict]:
+def bench_image(config, rounds: int, reference: str | None) -> list[dict]:
     """The image model on one picture of the config's size, ours and diffusers' in turns."""
     b, dtype = config.model.backbone, jnp.dtype(config.dtype)
     side = config.data.size // config.model.codec.factor
-    text_shape, pooled_shape = (x.shape for x in plan.prompt_shapes(config))
+    text_shape, pooled_shape = (x.shape for x in aot.prompt_shapes(config))
     shapes = (1, side, side, b.channels), (1, *text_shape), (1, *pooled_shape)
     rng = np.random.default_rng(0)
     latents, text, pooled = (rng.standard_normal(shape, np.float32) for shape in shapes)
@@ -120,8 +122,8 @@ def bench_image(config, rounds: int, reference: bool) -> list[dict]:
     runs = {"image": lambda: jax.block_until_ready(call(state, *inputs))}
     if reference:
         runs["image, diffusers"] = diffusers_image(b, dtype, latents, text, pooled)
-    streams = ((1, plan.tokens_per_frame(config)),)
-    flops = sum(plan.block_flops(b, streams, text_shape[0]).values())
+    streams = ((1, tokens_per_frame(config)),)
+    flops = sum(block_flops(b, streams, text_shape[0]).values())
     return [line(name, config, seconds, flops) for name, seconds in medians(runs, rounds).items()]
 
 
@@ -155,7 +157,7 @@ def main(arguments: list[str]) -> None:
     values = flags.FlagValues()
     define = {"flag_values": values}
     flags.DEFINE_list("what", ["forward", "train", "sample"], "What to time.", **define)
-    flags.DEFINE_boolean("reference", False, "Time diffusers' image model too.", **define)
+    flags.DEFINE_enum("reference", None, ["diffusers"], "Time its image model too.", **define)
     flags.DEFINE_integer("rounds", 5, "Timed runs of each.", **define)
     config = train.parse(arguments, values)
     parallel.start()
