@@ -7,6 +7,10 @@ cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# Small programs that are compiled once and run a few times.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import numpy as np
@@ -18,8 +22,6 @@ from svdp_jax.data import example
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# For processes that compile small programs and run them a few times.
-HASTY = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 REAL = Path(__file__).parents[2] / "shared" / "data" / "portraits"
 
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HASTY
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,7 +70,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     def start(workdir, **more):
         command = [sys.executable, "-m", "svdp_jax.train", "--config", path, "--workdir", tmp_path / workdir]
         return subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | HASTY | more, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+            command, cwd=ROOT, env=os.environ | more, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
