@@ -2,7 +2,7 @@
 
 Full size on 64 chips (v5e-64), one clip a chip. First, `python -m convert all SD3.5-M weights`
 and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
-By `python -m svdp_jax.plan`, 2026-11-24, compiled and not run: 8.4 of 16 GiB a chip,
+From the TPU compiler's buffer assignment, 2026-11-24, not run: 8.4 of 16 GiB a chip,
 expected 6.9 s a step, MFU 45 %.
 The 50 000 steps: 96 h, 6 150 chip hours: 7 380 at 1.20 a chip hour (an example; ask for today's price).
 """

@@ -2,7 +2,7 @@
 
 Full size on 8 chips (v5p-16), one clip a chip. First, `python -m convert all SD3.5-M weights`
 and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
-By `python -m svdp_jax.plan`, 2026-11-24, compiled and not run: 39.1 of 95 GiB a chip, attention outputs kept,
+From the TPU compiler's buffer assignment, 2026-11-24, not run: 39.1 of 95 GiB a chip, attention outputs kept,
 expected 2.5 s a step, MFU 53 %.
 The 50 000 steps: 35 h, 280 chip hours: 1 180 at 4.20 a chip hour (an example; ask for today's price).
 Longer segments: frames=32 takes 67.9 GiB; frames=64 with optimizer.accumulate=4, 38.6.

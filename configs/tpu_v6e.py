@@ -2,7 +2,7 @@
 
 Full size on 16 chips (v6e-16), one clip a chip. First, `python -m convert all SD3.5-M weights`
 and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
-By `python -m svdp_jax.plan`, 2026-11-24, compiled and not run: 12.3 of 32 GiB a chip,
+From the TPU compiler's buffer assignment, 2026-11-24, not run: 12.3 of 32 GiB a chip,
 expected 2.6 s a step, MFU 26 % (its attention kernels are far from its peak).
 The 50 000 steps: 36 h, 573 chip hours: 1 550 at 2.70 a chip hour (an example; ask for today's price).
 accumulate=2 takes 20.9 GiB.
