@@ -57,8 +57,8 @@ def test_lpips_equals_pytorch(reference, net, size):
     network = {"alex": tables.LPIPS_ALEX, "vgg": tables.LPIPS_VGG}[net]
     ours = ported(module, network, config, lambda name: name if name.startswith("trunk.") else f"heads.{name}")
     a, b = pictures(2, size, 40, 3), pictures(3, size, 40, 3)[1:]
-    distance = jax.jit(ours)(a, b)
-    assert_close(distance, theirs(module, a, b))
+    # Two distances that are nearly the same: their deviation is no measure of an error.
+    np.testing.assert_allclose(jax.jit(ours)(a, b), theirs(module, a, b), rtol=1e-5)
     np.testing.assert_array_equal(ours(a, a), 0)
 
 
@@ -119,7 +119,7 @@ def test_lpips_from_its_two_files(reference, tmp_path):
     torch.save(heads, tmp_path / "alex.pth")
     a, b = pictures(2, 48, 40, 3), pictures(3, 48, 40, 3)[1:]
     ours = converted("lpips_alex", tmp_path, tmp_path)
-    assert_close(jax.jit(ours)(a, b), theirs(module, a, b))
+    np.testing.assert_allclose(jax.jit(ours)(a, b), theirs(module, a, b), rtol=1e-5)
 
 
 @pytest.mark.parametrize("old", [True, False])

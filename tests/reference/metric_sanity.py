@@ -1,7 +1,7 @@
 """python tests/reference/metric_sanity.py FOLDER
 
 Damages toy clips in three strengths, and draws how the metric meant for each damage answers:
-FOLDER/sanity.html and FOLDER/sanity.json. About two minutes on one core.
+FOLDER/sanity.html and FOLDER/sanity.json. About half a minute on one core once compiled.
 """
 
 import json
