@@ -22,7 +22,13 @@ from svdp_jax.data import example
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+LONGEST = ("test_prepare", "test_train", "test_toy", "test_mesh", "test_metrics", "test_faults")  # files
 REAL = Path(__file__).parents[2] / "shared" / "data" / "portraits"
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture

@@ -243,6 +243,7 @@ class Mirror:
     """In place of a model: shows the source for ever."""
 
     config = configs.Config("mirror", tiny_model(), configs.Data(size=64))
+    provenance = {"comment": "a mirror"}
 
     def generate(self, source, driving):
         return (source for _ in driving)
