@@ -1,5 +1,7 @@
 """LivePortrait against a PyTorch reading of its description, through the converter; the sampler."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,14 +53,23 @@ def theirs():
 
 
 @pytest.fixture(scope="module")
-def ours(theirs, tmp_path_factory):
-    """The reference's weights, written as they are published and converted by the command."""
+def published(theirs, tmp_path_factory):
+    """The reference's weights in the files of the release."""
     import liveportrait_reference as reference
 
-    folder = tmp_path_factory.mktemp("liveportrait")
-    reference.write(theirs, SMALL, folder / "published")
-    assert command.main(["liveportrait", str(folder / "published"), str(folder / "weights")]) == 0
-    return load_network(folder / "weights")
+    return reference.write(theirs, SMALL, tmp_path_factory.mktemp("liveportrait") / "published")
+
+
+@pytest.fixture(scope="module")
+def weights(published):
+    out = published.with_name("weights")
+    assert command.main(["liveportrait", str(published), str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def ours(weights):
+    return load_network(weights)
 
 
 # Sizes
@@ -221,3 +232,42 @@ def test_convolution_of_enlarged_pictures(factor):
     large = x.repeat(factor, 1).repeat(factor, 2)
     found = volume.convolve_enlarged(x, jnp.asarray(kernel), factor)
     np.testing.assert_allclose(found, volume.convolve(large, kernel), atol=1e-5)
+
+
+# Conversion
+
+
+def complaint(capsys, *arguments):
+    assert command.main([str(argument) for argument in arguments]) == 2
+    return capsys.readouterr().err.split("convert: ")[-1]
+
+
+def test_faults_of_the_files_are_listed(capsys, tmp_path, published):
+    import torch
+
+    shutil.copytree(published, tmp_path / "published")
+    path, out = tmp_path / "published/base_models/spade_generator.pth", tmp_path / "out"
+    state = torch.load(path)
+    del state["up_0.conv_s.weight_v"], state["fc.bias"]
+    state["conv_img.0.weight"] = state["conv_img.0.weight"][:5]
+    torch.save(state | {"module.fc.weight": state["fc.weight"], "extra": torch.ones(1)}, path)
+    said = complaint(capsys, "liveportrait", tmp_path / "published", out)
+    for part in (
+        "7 faults, nothing was written",
+        "unmapped source key: generator.extra",
+        "unmapped source key: generator.up_0.conv_s.weight_orig",
+        "target never set: generator.up_0.conv_s.kernel needs generator.up_0.conv_s.weight",
+        "target never set: generator.fc.bias needs generator.fc.bias",
+        "target set twice: generator.fc.kernel by generator.fc.weight and generator.fc.weight",
+        "wrong shape: generator.conv_img.weight is (5, 8, 3, 3), expected (12, 8, 3, 3)",
+    ):
+        assert part in said
+    path.unlink()
+    said = complaint(capsys, "liveportrait", tmp_path / "published", out)
+    assert "has no base_models/spade_generator.pth" in said
+    assert not out.exists()
+
+
+def test_no_way_back(capsys, tmp_path, weights):
+    said = complaint(capsys, "liveportrait", weights, tmp_path / "back", "--reverse")
+    assert "liveportrait cannot go back" in said
