@@ -366,17 +366,20 @@ def randomized(config, seed=0) -> LivePortrait:
             for _ in range(3):  # power iterations, as in training
                 module.weight_v.copy_(F.normalize(matrix.T @ module.weight_u, dim=0))
                 module.weight_u.copy_(F.normalize(matrix @ module.weight_v, dim=0))
-    # As after training: small expressions, a scale near one, weak modulation, and outputs that are not
-    # saturated. Else these networks multiply any rounding, PyTorch's own too, by a hundred.
+    # As after training: small expressions and shifts, a scale near one, weak modulation, and outputs that
+    # are not saturated. Else these networks multiply any rounding, PyTorch's own too, by a hundred.
     dense, small = model.warping.dense_motion_network, {"exp": 0.1, "t": 0.2, "scale": 0.1, "kp": 0.5}
     for name, size in small.items():
         getattr(model.motion.detector, f"fc_{name}").weight *= size
     model.motion.detector.fc_scale.bias += 1
-    for layer, size in ((dense.mask, 0.06), (dense.occlusion, 0.06), (model.generator.conv_img[0], 0.25)):
+    scales = (
+        (dense.mask, 0.06), (dense.occlusion, 0.06), (model.generator.conv_img[0], 0.25), (model.shoulder.mlp[-1], 0.05)
+    )
+    for layer, size in scales:
         layer.weight *= size
     for name, parameter in model.named_parameters():
         if "mlp_gamma.weight" in name:
-            parameter *= 0.3
+            parameter *= 0.1
     return model
 
 
