@@ -127,8 +127,8 @@ def test_guidance_and_steps_are_chosen_without_compiling_again(animator):
     make = lambda **changes: np.stack(list(animator.generate(
         pictures(1)[0], pictures(4), sampling=dataclasses.replace(usual, **changes), watch=True
     ))[-4:])
-    strong, before = make(source=2.5), animator.advance._cache_size()
-    assert (strong != make(source=3.5)).any() and (strong != make(source=2.5, steps=3)).any()
+    strong, before = make(source=3.0), animator.advance._cache_size()
+    assert (strong != make(source=3.5)).any() and (strong != make(source=3.0, steps=3)).any()
     assert animator.advance._cache_size() == before
 
 
