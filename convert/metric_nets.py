@@ -123,25 +123,19 @@ I3D_NETWORK = Network(
     layout=lambda config: Layout(I3D_RULES),
     build=I3D,
 )
-ARCFACE = Network(
+ARCFACE = I3D_NETWORK._replace(
     name="arcface",
     folder="arcface",
-    file="model.safetensors",
-    rename=weights_only,
     read_config=arcface_config,
-    write_config=None,
     layout=arcface_layout,
     build=ArcFace,
 )
-SYNCNET = Network(
+SYNCNET = I3D_NETWORK._replace(
     name="syncnet",
     folder="syncnet",
-    file="model.safetensors",
-    rename=weights_only,
     read_config=lambda tensors, source: SyncNetConfig(
         rows(tensors, "netcnnaud.0.weight"), rows(tensors, "netfcaud.3.weight")
     ),
-    write_config=None,
     layout=lambda config: Layout(SYNCNET_RULES),
     build=SyncNet,
 )

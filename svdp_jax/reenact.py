@@ -11,7 +11,7 @@ from svdp_jax import config as configs
 from svdp_jax.animator import Animator
 from svdp_jax.clips import Folders
 from svdp_jax.data import face, video
-from svdp_jax.data.ingest import SUFFIXES
+from svdp_jax.data.ingest import SUFFIXES, below
 from svdp_jax.errors import UserError
 
 
@@ -44,7 +44,7 @@ def unseen(folder: Path, protocol: str, data: configs.Data) -> list[Pair]:
     """Pairs from a folder of videos. UserError where the model, trained on `data`, has seen them."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one that holds videos.")
-    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    paths = below(folder)
     if not paths:
         raise UserError(f"{folder} holds no video ending in {', '.join(sorted(SUFFIXES))}.")
     if data.source != "toy":

@@ -204,7 +204,7 @@ def as_pictures(codec, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return pictures | {"driving": face.mask_driving(pictures["driving"], seen[..., 0])}
 
 
-def make_watch(config, graph, codec_graph, frozen: Frozen, mesh, cache: Path, journal: Journal) -> Watch:
+def make_watch(config, graph, codec_graph, frozen: Frozen, mesh, example, journal: Journal) -> Watch:
     """The watch for copying: errors with all conditions but the past, always at the same times and noise."""
     everything = dataclasses.replace(config.flow, dropout=(0.0, 0.0, 0.0, 1.0))
     measured = jax.jit(make_loss(dataclasses.replace(config, flow=everything), graph, codec_graph))
@@ -216,7 +216,7 @@ def make_watch(config, graph, codec_graph, frozen: Frozen, mesh, cache: Path, jo
         return measured(weights, constants, frozen, placed, jax.random.key(config.seed), no_past)
 
     codec = nnx.merge(codec_graph, frozen.codec)
-    return Watch(lambda: as_pictures(codec, records.held_out(config, cache, rows)), error, journal)
+    return Watch(lambda: as_pictures(codec, records.held_out(config, example, rows)), error, journal)
 
 
 def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
@@ -282,7 +282,8 @@ def train(config: configs.Config, workdir: Path, force: bool = False) -> None:
 def run(config: configs.Config, workdir: Path, mesh: jax.sharding.Mesh) -> None:
     codec_graph, frozen = load_frozen(config, mesh)
     rows = parallel.own_rows(mesh, config.data.batch)
-    data = iter(records.batches(config, workdir / "clips", rows))
+    example = records.examples(config, workdir / "clips")
+    data = iter(records.batches(config, example, rows))
     workdir.mkdir(parents=True, exist_ok=True)
     graph, state = initial_state(config, mesh)
     runs = Runs(workdir, config)
@@ -292,7 +293,7 @@ def run(config: configs.Config, workdir: Path, mesh: jax.sharding.Mesh) -> None:
     journal = Journal(workdir, int(state.step), configs.stage_ends(config)[-1])
     introduce(config, workdir, mesh, state, journal)
     update = partial(make_update(config, graph, codec_graph), frozen=frozen)
-    watch = make_watch(config, graph, codec_graph, frozen, mesh, workdir / "clips", journal)
+    watch = make_watch(config, graph, codec_graph, frozen, mesh, example, journal)
     state = steps(config, mesh, state, update, Feed(data, journal.tell), runs, journal, watch)
     checkpoint.save_model(workdir / "model", config, state.average, state.constants)
     journal.tell("finished", {})

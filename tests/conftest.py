@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from svdp_jax import config as configs
-from svdp_jax.data import example
+from svdp_jax.data import example, records
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -58,6 +58,11 @@ def tiny_model(**video) -> configs.Model:
         codec=configs.Codec(kind="pixels", factor=4),
         predict="clean",
     )
+
+
+def training_data(config: configs.Config, cache: Path, rows: list[int]):
+    """The stream of these rows that a training reads."""
+    return records.batches(config, records.examples(config, cache), rows)
 
 
 def randomized(module: nnx.Module, scale: float = 0.2, seed: int = 0) -> nnx.Module:

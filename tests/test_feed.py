@@ -9,6 +9,8 @@ import little_run
 from svdp_jax.data import feed, records
 from svdp_jax.errors import UserError
 
+from conftest import training_data
+
 
 @pytest.fixture(autouse=True)
 def noise(monkeypatch):
@@ -22,7 +24,7 @@ def told() -> list:
 
 def fed(told, tmp_path, monkeypatch, **faults) -> feed.Feed:
     monkeypatch.setattr(little_run, "FAULTS", faults)
-    data = iter(records.batches(little_run.config(), tmp_path, list(range(8))))
+    data = iter(training_data(little_run.config(), tmp_path, list(range(8))))
     return feed.Feed(data, lambda event, facts: told.append(facts["problem"]))
 
 
@@ -60,7 +62,7 @@ def test_the_state_is_that_after_the_last_batch_taken(told, tmp_path, monkeypatc
     first = fed(told, tmp_path, monkeypatch)
     next(first)
     second, state = next(first), first.state
-    data = iter(records.batches(little_run.config(), tmp_path, list(range(8))))
+    data = iter(training_data(little_run.config(), tmp_path, list(range(8))))
     data.set_state(state)
     third, again = next(first), next(feed.Feed(data, print))
     assert all((third[name] == again[name]).all() for name in third)

@@ -20,7 +20,7 @@ from svdp_jax import config as configs, prepare, stages, train
 from svdp_jax.data import crops, encode, face, footage, ingest, masks, records, video
 from svdp_jax.errors import UserError
 from svdp_jax.models.vae import PixelCodec
-from conftest import tiny_model
+from conftest import tiny_model, training_data
 
 SIZE, SECONDS, PEOPLE = 64, 1.4, 3
 LOOP = ["--", "--runner=none"]
@@ -307,7 +307,7 @@ def config(out, batch=4, **data):
 def test_any_number_of_hosts_reads_the_same_batches(out, tmp_path):
     for hosts in (1, 2, 4):
         share = 4 // hosts
-        streams = [iter(records.batches(config(out), tmp_path, [*range(h * share, (h + 1) * share)])) for h in range(hosts)]
+        streams = [iter(training_data(config(out), tmp_path, [*range(h * share, (h + 1) * share)])) for h in range(hosts)]
         batches = [[next(stream) for stream in streams] for _ in range(12)]
         read = [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in batches]
         first = read if hosts == 1 else first
@@ -321,17 +321,17 @@ def test_any_number_of_hosts_reads_the_same_batches(out, tmp_path):
 def test_an_epoch_visits_every_stretch_once_and_the_next_in_another_order(out, tmp_path):
     whole = config(out, batch=1)
     count = len(records.open_records(whole, tmp_path).stretches)
-    stream = iter(records.batches(whole, tmp_path, [0]))
+    stream = iter(training_data(whole, tmp_path, [0]))
     epochs = [[hashlib.sha256(next(stream)["target"].tobytes()).hexdigest() for _ in range(count)] for _ in range(2)]
     assert count == PEOPLE * 11 and all(len(set(epoch)) == count for epoch in epochs) and epochs[0] != epochs[1]
 
 
 def test_the_middle_of_an_epoch_is_gone_on_from(out, tmp_path):
-    stream = iter(records.batches(config(out), tmp_path, [0, 1, 2, 3]))
+    stream = iter(training_data(config(out), tmp_path, [0, 1, 2, 3]))
     for _ in range(5):
         next(stream)
     state, expected = stream.get_state(), [next(stream) for _ in range(5)]
-    again = iter(records.batches(config(out), tmp_path, [0, 1, 2, 3]))
+    again = iter(training_data(config(out), tmp_path, [0, 1, 2, 3]))
     again.set_state(state)
     assert all((batch[name] == other[name]).all() for batch in expected for other in [next(again)] for name in batch)
 
@@ -362,7 +362,7 @@ def test_other_records_other_codecs_and_damage_are_refused(out, tmp_path):
 
 
 def test_training_takes_records_as_it_takes_pictures(out, tmp_path):
-    batch = next(iter(records.batches(config(out), tmp_path, [0, 1, 2, 3])))
+    batch = next(iter(training_data(config(out), tmp_path, [0, 1, 2, 3])))
     del batch["problem"]
     codec = PixelCodec(4)
     shown = lambda latents: np.round((np.asarray(codec.decode(latents.astype(np.float32))) + 1) * 127.5).astype(np.uint8)

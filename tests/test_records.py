@@ -8,7 +8,7 @@ import pytest
 from svdp_jax import config as configs
 from svdp_jax.data import records, video
 from svdp_jax.errors import UserError
-from conftest import tiny_model
+from conftest import tiny_model, training_data
 
 
 def config(**data):
@@ -17,14 +17,14 @@ def config(**data):
 
 
 def batches(config, cache):
-    return records.batches(config, cache, list(range(config.data.batch)))
+    return training_data(config, cache, list(range(config.data.batch)))
 
 
 def test_processes_share_a_batch_and_stages_change_the_driver(tmp_path):
     stages = (configs.Stage(steps=1, self_driven=True), configs.Stage(steps=1))
     wanted = dataclasses.replace(config(), stages=stages)
     whole = iter(batches(wanted, tmp_path))
-    shares = [iter(records.batches(wanted, tmp_path, [row])) for row in range(2)]
+    shares = [iter(training_data(wanted, tmp_path, [row])) for row in range(2)]
     for self_driven in (True, False):
         batch, parts = next(whole), [next(share) for share in shares]
         for name in batch:

@@ -116,6 +116,11 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
 
 
+def below(folder: Path) -> list[Path]:
+    """Every file below a folder that is named as videos are, sorted."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+
+
 def _files(inputs) -> list[tuple[Path, Path]]:
     """(root, path) of every video and folder of pictures, sorted, each once."""
     found = {}

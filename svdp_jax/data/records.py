@@ -10,6 +10,7 @@ hosts see the same batches.
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +29,14 @@ ENDLESS = 1 << 31  # examples; more than any run draws
 SLOWEST = 0.1  # frame rate of a training clip, as a share of the toy world's
 
 
-def batches(config: configs.Config, cache: Path, rows: list[int]) -> grain.IterDataset:
-    """An endless stream of these rows of every batch. `cache` is a folder for what is worth keeping."""
+def examples(config: configs.Config, cache: Path) -> Callable[[int], dict]:
+    """Index to an example, as `replacing` tells. `cache` is a folder for what is worth keeping."""
+    return replacing(SOURCES[config.data.source](config, cache))
+
+
+def batches(config: configs.Config, example: Callable[[int], dict], rows: list[int]) -> grain.IterDataset:
+    """An endless stream of these rows of every batch of `examples`."""
     data = config.data
-    example = replacing(SOURCES[data.source](config, cache))
     here = lambda i: example(i // len(rows) * data.batch + rows[i % len(rows)])
     dataset = grain.MapDataset.range(ENDLESS).map(here).batch(len(rows), drop_remainder=True)
     return dataset.to_iter_dataset(
@@ -72,11 +77,10 @@ def identity(data: configs.Data) -> str:
     return f"{data.source} {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
 
 
-def held_out(config: configs.Config, cache: Path, rows: list[int]) -> dict[str, np.ndarray]:
-    """These rows of one batch of examples that no run reaches."""
-    example = SOURCES[config.data.source](config, cache)
+def held_out(config: configs.Config, example: Callable[[int], dict], rows: list[int]) -> dict[str, np.ndarray]:
+    """These rows of one batch of `examples` that no run reaches."""
     parts = [example(ENDLESS - config.data.batch + row) for row in rows]
-    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0] if name != "problem"}
 
 
 def to_uint8(pictures) -> np.ndarray:
@@ -117,7 +121,7 @@ def videos(data: configs.Data) -> list[Path]:
     folder = Path(data.path)
     if not data.path or not folder.is_dir():
         raise UserError(f"config.data.path={data.path!r} is not a folder; name one that holds videos.")
-    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in ingest.SUFFIXES]
+    paths = ingest.below(folder)
     if not paths:
         raise UserError(f"config.data.path={data.path} holds no file ending in {', '.join(sorted(ingest.SUFFIXES))}.")
     return paths
