@@ -33,7 +33,7 @@ def get_config():
             data=configs.Data(size=32, frames=2, past=1, batch=8),
             stages=(
                 configs.Stage(steps=400, self_driven=True, rate=1.5e-3, final_rate=1.4e-3),
-                configs.Stage(steps=3300, rate=1.5e-3, final_rate=3e-4),
+                configs.Stage(steps=4100, rate=1.5e-3, final_rate=3e-4),
                 configs.Stage(steps=500, past=True, rate=3e-4, final_rate=2e-5),
             ),
             optimizer=configs.Optimizer(average=0.995, warmup=50),

@@ -26,11 +26,11 @@ import jax
 from absl import flags
 
 from svdp_jax import aot, config as configs, parallel, train
+from svdp_jax.attention import LANES
 from svdp_jax.chips import CHIPS, PASSES, Chip, seconds
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.flops import forward_flops, text_tokens, tokens_per_frame
 from svdp_jax.hlo import collectives
-from svdp_jax.parallel import LANES
 
 
 def plan(config: configs.Config, topology: str) -> dict:

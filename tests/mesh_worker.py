@@ -26,7 +26,7 @@ from conftest import tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs
-from svdp_jax import parallel, train
+from svdp_jax import attention, parallel, train
 from svdp_jax.models.mmdit import JointBlock
 
 MESHES = ((1, 1, 8), (2, 2, 2), (1, 4, 2), (8, 1, 1))  # data, fsdp, context
@@ -101,7 +101,7 @@ def per_frame_block() -> str:
         tokens = jax.ShapeDtypeStruct((8, FRAMES, 12, 64), "float32", sharding=place)
         text = jax.ShapeDtypeStruct((8, FRAMES, 5, 64), "float32", sharding=place)
         cond = jax.ShapeDtypeStruct((8, 1, 64), "float32", sharding=parallel.sharding(mesh, "batch"))
-        attend = partial(parallel.frame_attention, frames=parallel.Frames(FRAMES))
+        attend = partial(attention.frame_attention, frames=attention.Frames(FRAMES))
         run = lambda w, x, t, c: nnx.merge(graph, w)(x, t, c, attend)
         step = jax.jit(lambda *x: parallel.constrain(run(*x), "batch", "frames"))
         return step.lower(weights, tokens, text, cond).compile().as_text()

@@ -6,14 +6,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # A module may import from its own row only what stands before it, and from rows above anything.
 ROWS = (
-    ("errors", "files", "stop", "config", "parallel"),
+    ("errors", "files", "stop", "config", "parallel", "attention"),
     ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text"),
     ("models.keypoints", "models.volume", "models.liveportrait", "models.metric_nets"),
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
     ("data.video", "data.face", "data.landmarks", "data.paste", "data.scene", "data.sound", "data.toy"),
     ("data.example", "data.footage", "data.ingest", "data.shots", "data.crops", "data.gates", "data.masks"),
     ("data.drivers", "data.encode", "data.report", "data.pipeline", "data.records", "data.feed"),
-    ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "alarm", "shipped", "animator"),
+    ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "alarm", "shipped", "credentials", "animator"),
     # Networks make these pairs, so they come after what loads networks.
     ("data.pairs", "stages", "builders", "metrics", "clips", "measure", "report", "toy_score", "reenact"),
     ("flops", "chips", "hlo", "draw", "animate", "evaluate", "train", "prepare", "aot", "plan", "demo"),

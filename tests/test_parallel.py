@@ -1,6 +1,5 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -8,17 +7,6 @@ from svdp_jax import config as configs
 from svdp_jax import parallel
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
-
-
-def test_attention_is_softmax_attention():
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, 5, 3, 8)) for i in range(3))
-    scores = np.einsum("blhk,bmhk->bhlm", q, k) / np.sqrt(8)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    expected = np.einsum("bhlm,bmhk->blhk", weights, v)
-    halves = ([x[:, :2], x[:, 2:]] for x in (q, k, v))
-    attended = jnp.concatenate(parallel.picture_attention(*halves), 1)
-    np.testing.assert_allclose(attended, expected, atol=1e-5)
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_said():
@@ -42,42 +30,3 @@ def test_a_parameter_without_a_row_is_an_error():
         parallel.parameter_shardings({"image": {"surprise": jnp.zeros((2, 2))}}, mesh)
     with pytest.raises(ValueError, match="no row"):
         parallel.parameter_shardings({"proj_out": {"kernel": jnp.zeros((2, 2, 2))}}, mesh)
-
-
-def test_frames_see_themselves_their_text_and_their_references():
-    """Two current frames with two references each, one past frame: against attention of each by itself."""
-    frames = parallel.Frames(current=2, past=1, references=2)
-    image = [jax.random.normal(jax.random.key(i), (1, 7, 4, 2, 8)) for i in range(3)]  # b r n h k
-    text = [jax.random.normal(jax.random.key(i), (1, 3, 5, 2, 8)) for i in range(3, 6)]  # b (f p) t h k
-    out, text_out = parallel.frame_attention(*map(list, zip(image, text)), "xla", frames)
-    for frame, rows in enumerate(([0, 3, 4], [1, 5, 6], [2])):
-        parts = [[*(x[:, row] for row in rows), t[:, frame]] for x, t in zip(image, text)]
-        *expected, expected_text = parallel.picture_attention(*parts, "xla")
-        for row, tokens in zip(rows, expected):
-            np.testing.assert_allclose(out[:, row], tokens, atol=1e-5)
-        np.testing.assert_allclose(text_out[:, frame], expected_text, atol=1e-5)
-
-
-def test_splash_pads_little_and_its_tiles_divide():
-    for length, padded in ((3405, 3456), (1357, 1536), (20480, 20480), (1024, 1024), (3072, 3072)):
-        found, blocks = parallel.splash_blocks(length)
-        assert found == padded
-        assert padded % blocks.block_q == padded % blocks.block_kv == 0
-        assert blocks.block_kv % blocks.block_kv_compute == 0
-        assert blocks.block_q >= 768 and blocks.block_kv <= 2048
-
-
-def test_splash_and_its_gradients_are_those_of_softmax_attention(monkeypatch):
-    """The TPU's kernel, interpreted: 200 tokens, so the padding counts."""
-    make = parallel.splash_kernel.make_splash_mha_single_device
-    interpreted = lambda *a, **k: make(*a, **k, interpret=True)
-    monkeypatch.setattr(parallel.splash_kernel, "make_splash_mha_single_device", interpreted)
-    qkv = [jax.random.normal(jax.random.key(i), (1, 200, 1, 64)) for i in range(4)]
-
-    def run(kernel):
-        value = lambda *x: (parallel.KERNELS[kernel](*x) * qkv[3]).sum()
-        with jax.numpy_dtype_promotion("standard"):
-            return jax.jit(jax.value_and_grad(value, (0, 1, 2)))(*qkv[:3])
-
-    for a, b in zip(jax.tree.leaves(run("splash")), jax.tree.leaves(run("xla"))):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from svdp_jax.attention import picture_attention
 from svdp_jax.config import Backbone
 from svdp_jax.models import layers
-from svdp_jax.parallel import picture_attention
 
 
 class Table(nnx.Variable):
@@ -85,7 +85,7 @@ class JointAttention(nnx.Module):
     def __call__(self, attend: Callable, image: jax.Array, text: jax.Array | None = None):
         """Image ... n d and text ... t d to the same; text comes back None where none is kept.
 
-        `attend` is given q, k, v and the kernel's name, see `parallel.picture_attention`.
+        `attend` is given q, k, v and the kernel's name, see `attention.picture_attention`.
         """
         groups = [self.image_heads(image)]
         if text is not None:

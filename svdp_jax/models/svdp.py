@@ -15,10 +15,10 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from svdp_jax import parallel
+from svdp_jax.attention import Frames, frame_attention, video_attention
 from svdp_jax.config import Model
 from svdp_jax.models import layers
 from svdp_jax.models.mmdit import MMDiT, kinds
-from svdp_jax.parallel import Frames, frame_attention, video_attention
 
 SOURCE_SHIFT, DRIVING_SHIFT = -1, 1  # picture widths from the centre of the table
 
