@@ -3,7 +3,8 @@
 Makes the person in the source picture perform what the driver does. The face
 is found and cropped in both; the driver is seen only through windows on eyes,
 nose and mouth. The result has the driver's frames, frame rate and sound, and
-says in its metadata that it is generated, by which version and checkpoint.
+says in its metadata that it is generated, by which version and checkpoint;
+with --sign it also carries Content Credentials (C2PA) that tell when it was changed.
 
 `python -m svdp_jax.animate --demo` needs no files: it animates a drawn portrait
 with the model that comes with the package.
@@ -17,9 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from svdp_jax import credentials
 from svdp_jax.animator import Animator
 from svdp_jax.config import Sampling
-from svdp_jax.data import example, face
+from svdp_jax.data import example, face, video
 from svdp_jax.data.scene import CROPS
 from svdp_jax.errors import UserError, say_errors
 
@@ -56,6 +58,9 @@ def main() -> None:
     add("--guidance", type=float, nargs=3, metavar=("S", "D", "P"),
         help="how strongly to follow source, driver and past frames (default: the checkpoint's)")
     add("--seed", type=int, default=0)
+    add("--sign", type=Path, nargs=2, metavar=("CHAIN", "KEY"),
+        help="sign the result: certificates of the signer up to a root, and their private key, both PEM "
+        "(pip install 'svdp_jax[sign]')")
     options = parser.parse_args()
     say_errors("animate", lambda: run(options))
 
@@ -89,9 +94,10 @@ def run(options: argparse.Namespace) -> None:
 def animate(options: argparse.Namespace, source, driving, **finding) -> None:
     animator = Animator.load(options.checkpoint)
     output = options.output or "demo.mp4"
+    finish = credentials.signing(*options.sign, animator.provenance) if options.sign else video.leave
     scene = animator.save(
         output, source, driving, paste_back=options.paste_back, compare=options.compare,
-        seed=options.seed, sampling=sampling(options, animator.config.sampling), show=tqdm, **finding,
+        seed=options.seed, sampling=sampling(options, animator.config.sampling), show=tqdm, finish=finish, **finding,
     )
     for first, last in face.missing(scene.driving.track):
         print(f"No face in frames {first} to {last} of {driving}: bridged.", file=sys.stderr)

@@ -10,6 +10,7 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -83,25 +84,27 @@ class Animator:
 
     def save(
         self, output, source, driving, *, paste_back: bool = False, compare: bool = False, seed: int = 0,
-        sampling: configs.Sampling | None = None, show: Callable = quietly, **finding,
+        sampling: configs.Sampling | None = None, show: Callable = quietly,
+        finish: Callable[[Path], None] = video.leave, **finding,
     ) -> Scene:
         """Writes to `output` what `animate` yields: .mp4 with the driver's sound, .gif, or .png.
 
         The file is there when it is complete, or not at all. show: wraps streams of frames, as
-        tqdm does. Returns what was found in the inputs.
+        tqdm does. finish: called with the file before it appears, as to sign it (`credentials`).
+        Returns what was found in the inputs.
         """
         clip = scenes.as_clip(driving, finding.get("fps", scenes.FPS))
-        with self.writer(output, clip) as writer:
+        with self.writer(output, clip, finish) as writer:
             scene = scenes.prepare(source, clip, self.size, show=show, **finding)
             takes = self.play(scene, seed=seed, sampling=sampling)
             for take in show(takes, total=scene.info.frames, desc="Animating", unit="frame"):
                 writer.write(scene.shown(take, compare, paste_back), take.time)
         return scene
 
-    def writer(self, output, clip) -> video.VideoWriter:
+    def writer(self, output, clip, finish: Callable[[Path], None] = video.leave) -> video.VideoWriter:
         """A writer of a video with the frame rate and sound of `clip`, marked as generated."""
         sound = None if isinstance(clip, video.Clip) else clip
-        return video.VideoWriter(output, video.probe(clip).fps, sound, self.provenance)
+        return video.VideoWriter(output, video.probe(clip).fps, sound, self.provenance, finish)
 
     def play(self, scene: Scene, **options) -> Iterator[Take | Step]:
         """The scene's finished frames; `options` are those of `generate`."""

@@ -9,6 +9,7 @@ gave it and what it made for them, which is deleted when the page ends.
 import argparse
 import base64
 import contextlib
+import dataclasses
 import html
 import itertools
 import math
@@ -98,7 +99,7 @@ class Studio:
         sampling = Sampling(int(steps), shift, guide_source, guide_driving, guide_past)
         paths = self.new_paths()
         try:
-            yield "", "Looking at picture and video; the first animation also compiles the model ...", None, None
+            yield "", "Looking at picture and video ...", None, None
             with told():
                 scene = self.prepared(source, driving, face, driving_face, source_crop, driving_crop, landmarks)
                 last = ""
@@ -260,9 +261,18 @@ def inputs(studio: Studio, examples: list[example.Example]) -> tuple[list, list,
     return given, [paste_back, steps, *weights, seed], (start, cancel)
 
 
+def compile_model(animator: Animator) -> None:
+    """Makes one frame step by step, so that no visitor waits for the compiler."""
+    still = np.zeros((1, animator.size, animator.size, 3), np.uint8)
+    once = dataclasses.replace(animator.config.sampling, steps=1)
+    for _ in animator.generate(still, [still], sampling=once, watch=True):
+        pass
+
+
 @contextlib.contextmanager
 def serving(animator: Animator, longest: float, largest: str, **address) -> Iterator[str]:
     """A running page; gives its address. Its files are gone afterwards."""
+    compile_model(animator)
     with tempfile.TemporaryDirectory(prefix="svdp_jax_demo_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # the one way to tell Gradio
         folder = Path(folder)
@@ -300,6 +310,7 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     if gr is None:
         raise UserError("the page needs Gradio; pip install 'svdp_jax[demo]'.")
+    print("Loading and compiling the model ...", flush=True)
     animator = Animator.load(options.checkpoint)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are deleted then too
     address = {"server_name": options.host, "server_port": options.port}

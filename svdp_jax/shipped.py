@@ -1,7 +1,8 @@
 """The model that comes with the package, and how a trained one becomes two small files that can be shipped.
 
-An exported model is a folder of config.json, model.safetensors and manifest.json, far smaller to
-carry than Orbax's many files; `load` takes either form. Make one, once, of a finished run:
+An exported model is a folder of config.json, model.safetensors (in float16) and manifest.json, with
+the log of its training; far smaller to carry than Orbax's many files, and `load` takes either form.
+Make one, once, of a finished run:
 
     python -c "from svdp_jax import shipped; shipped.export('runs/toy_cpu')"
 """
@@ -11,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -43,21 +45,24 @@ def load(folder: Path) -> tuple[configs.Config, nnx.Module]:
     for name, leaf in leaves.items():
         if name not in arrays or arrays[name].shape != leaf.shape:
             raise UserError(f"{folder / ARRAYS} does not fit its config.json: {name} is missing or misshapen.")
-    state = checkpoint.replaced(state, {name: jnp.asarray(arrays[name]) for name in leaves})
+    state = checkpoint.replaced(state, {name: jnp.asarray(arrays[name], leaf.dtype) for name, leaf in leaves.items()})
     return configs.from_flags(checkpoint.about(folder)["training"]), nnx.merge(graph, state)
 
 
 def export(folder, target: Path = FOLDER) -> None:
     """Writes the model of a work folder to the new folder `target`, complete or not at all."""
-    folder, partial = find(folder), target.with_name(f".{target.name}.partial")
-    arrays = checkpoint.load_arrays(folder)
+    run, folder, partial = Path(folder), find(folder), target.with_name(f".{target.name}.partial")
+    arrays = {name: array.astype(np.float16) for name, array in checkpoint.load_arrays(folder).items()}
     size = sum(array.nbytes for array in arrays.values())
     if size > LIMIT:
         raise UserError(f"{folder} has {size:,} bytes of weights; what is shipped may have {LIMIT:,}.")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(arrays, partial / ARRAYS)
+    (partial / ARRAYS).chmod(0o644)  # safetensors lets the owner alone read it
     shutil.copyfile(folder / "config.json", partial / "config.json")
+    for log in (run / "metrics.jsonl", run / "results" / "results.md"):
+        shutil.copyfile(log, partial / log.name)
     checkpoint.write_manifest(partial)
     partial.rename(target)
 

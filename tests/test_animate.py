@@ -136,13 +136,20 @@ def test_guidance_and_steps_are_chosen_without_compiling_again(animator):
 
 
 def test_an_exported_model_is_the_model(trained, animator, tmp_path, monkeypatch):
-    shipped.export(trained, tmp_path / "toy")
-    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"config.json", "manifest.json", shipped.ARRAYS}
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "results").mkdir()
+    for log in ("metrics.jsonl", "results/results.md"):
+        (run / log).write_text("the log of its training")
+    shipped.export(run, tmp_path / "toy")
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {
+        "config.json", "manifest.json", "metrics.jsonl", "results.md", shipped.ARRAYS
+    }
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "toy")
     loaded = Animator.load()
     assert loaded.config == CONFIG
     for a, b in zip(jax.tree.leaves(loaded.state), jax.tree.leaves(animator.state), strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=2**-11, atol=1e-7)  # it is stored in float16
+        assert a.dtype == b.dtype
     arrays = tmp_path / "toy" / shipped.ARRAYS
     arrays.write_bytes(arrays.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match="damaged"):

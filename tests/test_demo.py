@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svdp_jax import checkpoint, demo
+from svdp_jax import checkpoint, demo, shipped
 from svdp_jax.animator import Animator, Step
 from svdp_jax.data import example, video
 from svdp_jax.models.svdp import SVDP
@@ -120,11 +120,13 @@ def test_bad_input_is_one_sentence_and_the_page_lives_on(caller, drawn, tmp_path
 
 
 def test_only_what_visitors_gave_or_got_is_served(served):
-    for path in ("/etc/passwd", __file__, "../../etc/passwd", f"{__file__}/../conftest.py", "README.md", "pyproject.toml"):
+    weights = shipped.FOLDER / shipped.ARRAYS
+    assert weights.is_file()
+    for path in ("/etc/passwd", weights, __file__, "../../etc/passwd", f"{__file__}/../conftest.py", "README.md", "pyproject.toml"):
         for prefix in ("gradio_api/file=", "file=", "gradio_api/file/"):
             answer = httpx.get(f"{served}{prefix}{path}")
             assert answer.status_code in (403, 404), (path, answer.status_code)
-            assert b"root:" not in answer.content and b"svdp" not in answer.content
+            assert len(answer.content) < 200 and b"root:" not in answer.content and b"import" not in answer.content
 
 
 def called(served: str, files: dict[str, str], drawn) -> str:

@@ -13,7 +13,7 @@ import struct
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -350,6 +350,10 @@ IMAGE_HEADERS = {
 }
 
 
+def leave(path: Path) -> None:
+    """Finishes a file by leaving it as it is."""
+
+
 class VideoWriter:
     """Writes frames as they come; a context manager whose target appears complete or not at all.
 
@@ -362,10 +366,14 @@ class VideoWriter:
     seconds from the start. `.mp4` also takes the sound of the video `audio_from`, copied packet by
     packet where the container allows, else encoded as AAC, kept in step with the pictures and cut
     at the end of the last one. `metadata`, such as {"comment": "..."}, becomes tags of the MP4, the
-    comment of the GIF, text in every PNG.
+    comment of the GIF, text in every PNG. `finish` is called with the whole file or folder before
+    it appears.
     """
 
-    def __init__(self, path, fps: Fraction, audio_from=None, metadata: dict[str, str] | None = None):
+    def __init__(
+        self, path, fps: Fraction, audio_from=None, metadata: dict[str, str] | None = None,
+        finish: Callable[[Path], None] = leave,
+    ):
         self.path = Path(path)
         kind = self.path.suffix.lower()
         if kind not in WRITERS:
@@ -381,7 +389,7 @@ class VideoWriter:
         if not os.access(parent, os.W_OK):
             raise UserError(f"{path}: the folder {parent} cannot be written; choose another.")
         self.fps = Fraction(fps).limit_denominator(10_000)
-        self.audio_from, self.metadata = audio_from, metadata or {}
+        self.audio_from, self.metadata, self.finish = audio_from, metadata or {}, finish
         self.make = WRITERS[kind]
         self.writer, self.frames, self.size = None, 0, None
 
@@ -406,6 +414,7 @@ class VideoWriter:
             if self.writer:
                 self.writer.close(kind is None)
             if kind is None:
+                self.finish(self.folder / self.target.name)
                 os.replace(self.folder / self.target.name, self.target)
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
