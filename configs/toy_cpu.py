@@ -1,10 +1,11 @@
 """python -m svdp_jax.train --config configs/toy_cpu.py
 
 The miniature on two CPU cores.
-Two cores of an AMD EPYC, 2026-11-23, 10 to 11 minutes beside other work: 3.3 dB above
-repeating the source, control of yaw 0.84, pitch 0.86, mouth opening 0.42, blink 0.60, gaze_x
-0.35, on 24 clips of people and motions never seen. With 3 sampling steps and guidance 1.5 the
-mouth has 0.38; with 6 steps 0.44, and 3.1 dB. An undisturbed run is still to be timed.
+Two cores of an Intel Xeon, 2026-11-25, 8 min 48 s in a fresh environment: 19.97 dB, 3.45 dB above
+repeating the source; control of yaw 0.85, pitch 0.85, blink 0.70, mouth opening 0.56, gaze_x
+0.37, on 24 clips of people and motions never seen. With 800 steps fewer in the second stage the
+mouth had 0.40 to 0.43 and blink 0.60; then 3 sampling steps and guidance 1.5 gave the mouth
+0.38, and 6 steps 0.44 at 0.2 dB less.
 
 What was learned on the way here, by the error near noise with the true driver against a
 shuffled one (the gap opens when the model has found the driver):

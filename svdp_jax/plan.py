@@ -33,8 +33,11 @@ from svdp_jax.flops import forward_flops, text_tokens, tokens_per_frame
 from svdp_jax.hlo import collectives
 
 
-def plan(config: configs.Config, topology: str) -> dict:
-    """The whole plan, as JSON. Out of memory is a finding: `fits` is false and `advice` says more."""
+def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
+    """The whole plan, as JSON. Out of memory is a finding: `fits` is false and `advice` says more.
+
+    price: of one chip for one hour, 0 for unknown.
+    """
     chip, devices = CHIPS[topology.partition(":")[0]], aot.slice_devices(topology)
     mesh = parallel.make_mesh(config.mesh, devices)
     flops = forward_flops(config)
@@ -46,6 +49,8 @@ def plan(config: configs.Config, topology: str) -> dict:
         say(f"Compiling the {name} step for {len(devices)} chips, some minutes ...")
         found[name] = attempt(run, config, chip, mesh)
         say(f"... took {found[name]['compile_seconds']:.0f} s.")
+        if price and found[name]["fits"]:
+            found[name]["cost"] = cost(found[name], len(devices) * price / 3600, price / 3600)
     if not found["train"]["fits"]:
         found["train"]["advice"] = advice(config, mesh, found["train"]["used"])
     return found
@@ -108,6 +113,13 @@ def plan_sample(config: configs.Config, chip: Chip, mesh) -> dict:
     }
 
 
+def cost(step: dict, slice_second: float, chip_second: float) -> dict[str, float]:
+    """What a step found by plan_train or plan_sample costs, at the price of a second."""
+    if "chip_seconds_per_frame" in step:
+        return {"a minute of video (25 fps)": 60 * 25 * step["chip_seconds_per_frame"] * chip_second}
+    return {"1 000 steps": 1000 * step["step_seconds"] * slice_second}
+
+
 def advice(config: configs.Config, mesh, used: float | None) -> list[str]:
     """What could make the train step fit, with what it saves on a chip, largest first.
 
@@ -151,8 +163,8 @@ def kept_outputs(config: configs.Config, mesh) -> float:
 # --- words
 
 
-def table(found: dict, price: float) -> str:
-    """The plan in Markdown. price: of one chip for one hour, 0 for unknown."""
+def table(found: dict) -> str:
+    """The plan in Markdown."""
     chips, total = found["chips"], sum(found["tflop_forward"].values())
     mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     lines = [f"# {found['config']} on {found['topology']}: {chips} chips, {mesh}", ""]
@@ -162,8 +174,6 @@ def table(found: dict, price: float) -> str:
     for name in ("train", "sample"):
         lines += ["", f"| {name} step, one chip of {found['hbm']:g} GiB | |", "|---|---|"]
         lines += step_rows(found[name])
-        if price and found[name].get("step_seconds"):
-            lines.append(cost_row(name, found[name], chips, price))
     return "\n".join(lines)
 
 
@@ -180,14 +190,8 @@ def step_rows(step: dict) -> list[str]:
     rows += [f"| expected {what} | {value:.3f} s |" for what, value in step["seconds"].items()]
     rows.append(f"| expected step | {step['step_seconds']:.3f} s, MFU {100 * step['mfu']:.0f} % |")
     rows.append(f"| compiled in | {step['compile_seconds']:.0f} s |")
+    rows += [f"| {what}: cost | {value:.2f} |" for what, value in step.get("cost", {}).items()]
     return rows + tips
-
-
-def cost_row(name: str, step: dict, chips: int, price: float) -> str:
-    if name == "train":
-        return f"| 1 000 steps cost | {1000 * step['step_seconds'] * chips * price / 3600:.2f} |"
-    minute = 60 * 25 * step["chip_seconds_per_frame"]
-    return f"| a minute of video (25 fps) costs | {minute * price / 3600:.2f} |"
 
 
 def candidates(config: configs.Config, chip: Chip, devices: list) -> list[tuple]:
@@ -259,13 +263,13 @@ def main(arguments: list[str]) -> None:
     topology = values.topology or config.topology
     if not topology:
         raise UserError("this config names no TPU slice; add one, such as --topology v4:2x2x4.")
-    found = (search if values.search else plan)(config, topology)
+    found = search(config, topology) if values.search else plan(config, topology, values.price)
     if values.json:
         print(json.dumps(found, indent=1))
     elif values.search:
         print(search_table(found, CHIPS[topology.partition(":")[0]]))
     else:
-        print(table(found, values.price))
+        print(table(found))
 
 
 if __name__ == "__main__":

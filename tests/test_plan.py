@@ -132,6 +132,20 @@ def test_search_takes_the_first_that_fits(monkeypatch):
     assert "best: --config.mesh" in plan.search_table(found, chips.CHIPS["v4"])
 
 
+def test_the_price_of_a_chip_becomes_that_of_steps_and_minutes(monkeypatch):
+    """16 chips at 3.6 an hour: 0.016 a second for all, 0.001 for one."""
+    step = {"memory": {"peak": 1.0}, "collectives": {}, "seconds": {}, "step_seconds": 2.0, "mfu": 0.5}
+    monkeypatch.setattr(plan, "plan_train", lambda *_: dict(step))
+    monkeypatch.setattr(plan, "plan_sample", lambda *_: step | {"chip_seconds_per_frame": 0.5})
+    monkeypatch.setattr(aot, "slice_devices", lambda topology: jax.devices()[:1] * 16)
+    monkeypatch.setattr(parallel, "make_mesh", lambda config, devices: mesh_of(1))
+    found = plan.plan(full(), "v4:2x2x4", price=3.6)
+    assert found["train"]["cost"] == {"1 000 steps": pytest.approx(1000 * 2 * 0.016)}
+    assert found["sample"]["cost"] == {"a minute of video (25 fps)": pytest.approx(60 * 25 * 0.5 * 0.001)}
+    assert "| 1 000 steps: cost | 32.00 |" in plan.table(found)
+    assert "cost" not in plan.table(plan.plan(full(), "v4:2x2x4"))
+
+
 def mesh_of(count: int):
     return parallel.make_mesh(configs.Mesh(), jax.devices()[:count])
 
