@@ -97,6 +97,7 @@ class Data:
     frames: int = 4
     past: int = 1
     batch: int = 16  # examples per step, over all devices
+    masked: bool = True  # whether of the driver only eyes, nose and mouth are seen; False for toy drivers only
     threads: int = 2  # that prepare examples
 
 
@@ -287,6 +288,7 @@ def check(config: Config) -> None:
             f"three pictures of data.size={d.size} do not fit side by side in "
             f"backbone.table={b.table}",
         ),
+        (d.masked or d.source == "toy", f"data.masked=False is for data.source=toy, not {d.source}"),
         (d.frames >= 1, f"data.frames={d.frames} must be at least 1"),
         (
             0 <= d.past <= d.frames,

@@ -43,17 +43,18 @@ class Clips(NamedTuple):
     motion: toy.Motion
 
 
-def unseen_clips(data: configs.Data, count: int) -> Clips:
+def unseen_clips(data: configs.Data, count: int, frames: int = FRAMES) -> Clips:
     keys = jax.random.split(jax.random.key(UNSEEN), count)
-    drawn = jax.jit(jax.vmap(lambda key: toy.triple(key, FRAMES, 0, data.size)))(keys)
+    draw = lambda key: toy.triple(key, frames, 0, data.size, masked=data.masked)
+    drawn = jax.jit(jax.vmap(draw))(keys)
     pictures = (to_uint8(drawn[name]) for name in ("source", "driving", "target"))
     return Clips(*pictures, drawn["identity"], drawn["driver"], drawn["motion"])
 
 
-def generate(animator: Animator, clips: Clips) -> np.ndarray:
-    """Videos (b f y x c) uint8 of all clips at once, segment after segment."""
+def generate(animator: Animator, clips: Clips, sampling: configs.Sampling | None = None) -> np.ndarray:
+    """Videos (b f y x c) uint8 of all clips at once, segment after segment; `sampling` is the config's by default."""
     driving = np.moveaxis(clips.driving, 1, 0)
-    frames = animator.generate(clips.source, driving)
+    frames = animator.generate(clips.source, driving, sampling=sampling)
     return np.stack(list(tqdm(frames, total=len(driving), desc="Sampling", unit="frame")), 1)
 
 
@@ -121,6 +122,27 @@ def score(clips: Clips, videos: np.ndarray) -> dict:
         "control_error": control_error(clips.motion, fitted),
         "identity_error": identity_error,
         "leak": leak,
+    }
+
+
+def endurance(videos: np.ndarray, target: np.ndarray, segment: int) -> dict[str, np.ndarray]:
+    """How videos (b f y x c) keep up over segments of so many frames, by clip (b,) or frame (f,).
+
+    error: mean difference of pictures, in [0, 1], by frame. drift: slope of it over the means of
+    segments, per segment. flicker: `metrics.flicker`, mean. seam: that between the frames where
+    segments meet, less that between others; 0 where no seam shows.
+    """
+    error = np.abs(videos.astype(np.float32) - target).mean((2, 3, 4)) / 255
+    count = videos.shape[1] // segment
+    means = rearrange(error[:, : count * segment], "b (s f) -> b s f", f=segment).mean(-1)
+    excess = np.stack([metrics.flicker(made, true) for made, true in zip(videos, target)])  # b f-1
+    met = np.arange(1, videos.shape[1]) % segment == 0
+    inside = excess[:, ~met] if segment > 1 else excess
+    return {
+        "error": error.mean(0),
+        "drift": np.polyfit(np.arange(count), means.T, 1)[0],
+        "flicker": excess.mean(1),
+        "seam": excess[:, met].mean(1) - inside.mean(1),
     }
 
 

@@ -16,7 +16,7 @@ ROWS = (
     ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "alarm", "shipped", "credentials", "animator"),
     # Networks make these pairs, so they come after what loads networks.
     ("data.pairs", "stages", "builders", "metrics", "clips", "measure", "report", "toy_score", "reenact"),
-    ("flops", "chips", "hlo", "draw", "animate", "evaluate", "train", "prepare", "aot", "plan", "demo"),
+    ("flops", "chips", "hlo", "draw", "animate", "evaluate", "train", "prepare", "aot", "plan", "demo", "ablate"),
 )
 ORDER = [module for row in ROWS for module in row]
 

@@ -138,7 +138,7 @@ def test_the_price_of_a_chip_becomes_that_of_steps_and_minutes(monkeypatch):
     monkeypatch.setattr(plan, "plan_train", lambda *_: dict(step))
     monkeypatch.setattr(plan, "plan_sample", lambda *_: step | {"chip_seconds_per_frame": 0.5})
     monkeypatch.setattr(aot, "slice_devices", lambda topology: jax.devices()[:1] * 16)
-    monkeypatch.setattr(parallel, "make_mesh", lambda config, devices: mesh_of(1))
+    monkeypatch.setattr(parallel, "make_mesh", lambda config, devices, mesh=mesh_of(1): mesh)
     found = plan.plan(full(), "v4:2x2x4", price=3.6)
     assert found["train"]["cost"] == {"1 000 steps": pytest.approx(1000 * 2 * 0.016)}
     assert found["sample"]["cost"] == {"a minute of video (25 fps)": pytest.approx(60 * 25 * 0.5 * 0.001)}

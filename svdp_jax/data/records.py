@@ -104,7 +104,7 @@ def toy_example(config: configs.Config, cache: Path):
         key, key_pace = jax.random.split(key)
         fps = toy.FPS * SLOWEST ** jax.random.uniform(key_pace)
         self_driven = jnp.array(own)[jnp.searchsorted(jnp.array(ends), index, side="right")]
-        return toy.triple(key, data.frames, data.past, data.size, fps, self_driven)
+        return toy.triple(key, data.frames, data.past, data.size, fps, self_driven, data.masked)
 
     cpu = jax.local_devices(backend="cpu")[0]
 

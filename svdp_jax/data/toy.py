@@ -422,10 +422,10 @@ def mask_driving(frames, regions):
     return jnp.where(keep > 0, frames, GREY)
 
 
-def triple(key, frames, past, size, fps=FPS, self_driven=False):
+def triple(key, frames, past, size, fps=FPS, self_driven=False, masked=True):
     """One cross-identity example with exact truth: person A (`identity`) in `source` (h w c), `past` (p h w c) and
     `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f).
-    Where `self_driven`, B is A."""
+    Where `self_driven`, B is A; where not `masked`, all of B is seen."""
     key_people, key_motions = jax.random.split(key)
     both = jax.vmap(sample_identity)(jax.random.split(key_people))
     both = jax.tree.map(lambda field: field.at[1].set(jnp.where(self_driven, field[0], field[1])), both)
@@ -438,7 +438,7 @@ def triple(key, frames, past, size, fps=FPS, self_driven=False):
     motions = jax.tree.map(lambda field: jnp.concatenate([field[1, :1], field[0], field[0, past:]]), moves)
     source, before, target, driving = jnp.split(render(people, motions, size), (1, 1 + past, 1 + past + frames))
     return {"source": source[0], "past": before, "target": target,
-            "driving": mask_driving(driving, regions(driver, motion, size)),
+            "driving": mask_driving(driving, regions(driver, motion, size)) if masked else driving,
             "motion": motion, "identity": identity, "driver": driver}
 
 
