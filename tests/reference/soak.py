@@ -33,7 +33,7 @@ from harness import STEPS, Run, differing, left, metrics, pair, state  # noqa: E
 from svdp_jax import checkpoint, files  # noqa: E402
 from svdp_jax.errors import UserError  # noqa: E402
 
-LONGEST = 8.0  # seconds that a start and all steps take here, about
+LONGEST = 6.0  # seconds that a start and all steps take here, about
 
 
 def whole(work: Path) -> Path:
