@@ -1,6 +1,6 @@
 """The faults of tests/test_faults.py many times over, at random moments.
 
-    python tests/reference/soak.py WORK            # all of it, about 25 minutes on one core
+    python tests/reference/soak.py WORK            # all of it, about 20 minutes on one core
     python tests/reference/soak.py WORK kill       # a part: kill term split mesh hosts files mutate
     python tests/reference/soak.py WORK kill 5     # so many times
 
@@ -33,7 +33,7 @@ from harness import STEPS, Run, differing, left, metrics, pair, state  # noqa: E
 from svdp_jax import checkpoint, files  # noqa: E402
 from svdp_jax.errors import UserError  # noqa: E402
 
-LONGEST = 6.0  # seconds that a start and all steps take here, about
+LONGEST, STEPPING = 6.0, 2.5  # seconds that a whole run takes here, about, and its steps without the start
 
 
 def whole(work: Path) -> Path:
@@ -66,7 +66,7 @@ def noted(work: Path, part: str, count: int, once) -> list[dict]:
 
 
 def kill(work: Path, count: int):
-    """SIGKILL at a random moment of a run, every other time within a save; then it goes on to its end."""
+    """SIGKILL within a save, at any moment, within a save, at any moment after the first step, and so on."""
     reference = whole(work)
 
     def once(number: int) -> dict:
@@ -75,6 +75,9 @@ def kill(work: Path, count: int):
         run = Run(run_work)
         if number % 2:
             run.until(saves(run_work, draw.randrange(1, STEPS // 2 + 1)))
+        elif number % 4:
+            run.until_step(1)
+            time.sleep(draw.uniform(0, STEPPING))
         else:
             time.sleep(draw.uniform(0, LONGEST))
         killed = run.signal(signal.SIGKILL).end() == -signal.SIGKILL
