@@ -1,5 +1,6 @@
 """Training runs as processes that are watched and disturbed; for tests/test_faults.py and the soak."""
 
+import atexit
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ class Run:
         env = os.environ | {"PYTHONPATH": paths, "FAULTS": json.dumps(faults or {}), MARK: str(work)} | env
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        atexit.register(self.process.kill)  # where a test fails before its end
 
     def said(self) -> str:
         return self.log.read_text()[self.before :]

@@ -21,18 +21,27 @@ with stop.work_to_save():
 FOREVER = "with stop.work_to_save(): time.sleep(60)"
 
 
-def started(code: str, *arguments: str) -> subprocess.Popen:
-    opening = "import time; from svdp_jax import stop; stop.listen(); print('ready', flush=True)\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", opening + code, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.1)
-    return process
+@pytest.fixture
+def started():
+    """Starts Python on some code, listening; whatever becomes of the test, its processes end."""
+    processes = []
+
+    def start(code: str, *arguments: str) -> subprocess.Popen:
+        opening = "import time; from svdp_jax import stop; stop.listen(); print('ready', flush=True)\n"
+        command = [sys.executable, "-c", opening + code, *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        processes.append(process)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_long_computation_is_ended_at_once_where_nothing_is_lost(number):
+def test_a_long_computation_is_ended_at_once_where_nothing_is_lost(started, number):
     process = started(BUSY)
     process.send_signal(number)
     out, errors = process.communicate(timeout=10)
@@ -40,14 +49,14 @@ def test_a_long_computation_is_ended_at_once_where_nothing_is_lost(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_work_is_saved_first(number):
+def test_work_is_saved_first(started, number):
     process = started(LOOP)
     process.send_signal(number)
     out, errors = process.communicate(timeout=10)
     assert process.returncode == 0 and out == "saved\n" and "Stopping after this step" in errors
 
 
-def test_a_second_interrupt_ends_at_once_but_a_second_sigterm_does_not():
+def test_a_second_interrupt_ends_at_once_but_a_second_sigterm_does_not(started):
     process = started(FOREVER)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         process.send_signal(number)
@@ -101,7 +110,7 @@ HANG = "import threading; threading.Thread(target=time.sleep, args=(60,)).start(
     ],
     ids=["second told", "first told", "both told", "first within the loop", "second fails"],
 )
-def test_no_host_ends_alone(tmp_path, first, second, told, status, words):
+def test_no_host_ends_alone(started, tmp_path, first, second, told, status, words):
     hosts = [started(HOST + code, str(tmp_path), str(host)) for host, code in enumerate((first, second))]
     for host in hosts:
         assert host.stdout.readline() == "together\n"
@@ -113,6 +122,6 @@ def test_no_host_ends_alone(tmp_path, first, second, told, status, words):
 
 
 @pytest.mark.parametrize("code, status", [(FAIL, 2), ("with stop.at_once(): 1 / 0", 1)])
-def test_a_failure_ends_the_process_though_a_thread_hangs(code, status):
+def test_a_failure_ends_the_process_though_a_thread_hangs(started, code, status):
     _, errors = (process := started(HANG + code)).communicate(timeout=10)
     assert process.returncode == status and ("disk is gone" in errors or "ZeroDivisionError" in errors)
