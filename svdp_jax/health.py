@@ -32,12 +32,14 @@ class Health:
             return self.skip(facts)
         self.in_a_row = 0
         if len(self.losses) == WINDOW and loss > np.mean(self.losses) + SPIKE * np.std(self.losses):
-            usual = float(np.mean(self.losses))
-            self.journal.tell(
-                "spike", facts | {"usual": usual}, f"The loss of step {step} is {loss:.3g}, usually {usual:.3g}."
-            )
+            self.spike(facts, float(loss), float(np.mean(self.losses)))
         self.losses.append(float(loss))
         return ""
+
+    def spike(self, facts: dict, loss: float, usual: float) -> None:
+        first, last = facts["examples"]
+        words = f"The loss of step {facts['at']}, on examples {first} to {last}, is {loss:.3g}; usually it is {usual:.3g}."
+        self.journal.tell("spike", facts | {"usual": usual}, words)
 
     def skip(self, facts: dict) -> str:
         self.in_a_row += 1

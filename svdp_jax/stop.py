@@ -4,22 +4,37 @@ Python runs signal handlers between instructions of its own, and compiling is on
 takes minutes. So a thread listens. Where nothing would be lost it ends the process at
 once; else the training loop asks `asked()` after every step. A second SIGINT ends it in
 any case. Only the standard library is imported, so that listening can start first of all.
+
+Of several hosts none ends alone, as the others would wait for it in their next step: the one
+that ends leaves a word with the coordinator of the run, where a thread of each of them looks.
 """
 
+import json
 import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAVED = "Stopped. All that was done is saved; the same command goes on from there."
+FOLLOWED = "Stopped, as host {host} was told to. The same command goes on from the last step saved."
+FAILED = "Ended, as host {host} failed: {reason}"
 QUIT = 128 + signal.SIGINT  # what a shell reports of a program ended by SIGINT
+
+KEY = "svdp_jax/end"  # of the word left with the coordinator
+LOOK = 0.5  # seconds between looks
+GATHER = 5.0  # seconds that the hosts have to meet before they end; a host that is lost never comes
+LAST = 1.0  # seconds by which the coordinator outlives the others, whom its end would abort
 
 _asked = threading.Event()
 _unsaved = threading.Event()
 _pipe: tuple[int, int] | None = None
+_leaving = threading.Lock()
+_hosts = None  # the coordinator's client, and which host this is
 
 
 def listen() -> None:
@@ -32,6 +47,13 @@ def listen() -> None:
     signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # the byte in the pipe is what counts
+
+
+def together(client, host: int) -> None:
+    """From here on this host ends with the others. client: of JAX's coordination service."""
+    global _hosts
+    _hosts = client, host
+    threading.Thread(target=_hear, daemon=True).start()
 
 
 def asked() -> bool:
@@ -48,7 +70,21 @@ def work_to_save() -> Iterator[None]:
     finally:
         _unsaved.clear()
     if asked():
-        _end(0, SAVED)
+        _leave(0, SAVED, FOLLOWED)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Where the code within fails, the process ends: it waits for no thread that hangs, and takes the other hosts along."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code:
+            _leave(end.code, "", FAILED, str(end.__context__))
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        _leave(1, "", FAILED, f"{type(error).__name__}: {error}")
 
 
 def _watch() -> None:
@@ -62,10 +98,41 @@ def _watch() -> None:
             _end(QUIT, "Ended at once; the steps saved before are whole.")
         _asked.set()
         if not _unsaved.is_set():
-            _end(0, SAVED)
-        print("Stopping after this step; once more Ctrl-C ends at once.", file=sys.stderr, flush=True)
+            threading.Thread(target=_leave, args=(0, SAVED, FOLLOWED), daemon=True).start()
+        else:
+            print("Stopping after this step; once more Ctrl-C ends at once.", file=sys.stderr, flush=True)
+
+
+def _hear() -> None:
+    client, _ = _hosts
+    while True:
+        time.sleep(LOOK)
+        try:
+            status, words = json.loads(client.key_value_try_get(KEY))
+        except Exception:  # nobody has left a word; where the coordinator is gone, JAX ends the process
+            continue
+        _leave(status, words)
+
+
+def _leave(status: int, words: str, others: str = "", reason: str = "") -> None:
+    """Ends the process, together with the other hosts. others: what those say."""
+    _leaving.acquire()  # for good: this thread or another is ending the process
+    if _hosts:
+        client, host = _hosts
+        try:
+            if others:
+                client.key_value_set(KEY, json.dumps([status, others.format(host=host, reason=reason)]))
+        except Exception:
+            pass  # another host was first
+        try:
+            client.wait_at_barrier(KEY, int(1000 * GATHER))
+        except Exception:
+            pass
+        time.sleep(LAST if host == 0 else 0)
+    _end(status, words)
 
 
 def _end(status: int, words: str) -> None:
-    print(f"\n{words}", file=sys.stderr, flush=True)
+    print(f"\n{words}" if words else "", file=sys.stderr, flush=True)
+    sys.stdout.flush()
     os._exit(status)  # the main thread may be deep in a compiler and cannot be asked

@@ -33,6 +33,7 @@ import optax
 from absl import flags
 from einops import pack, rearrange, reduce, repeat, unpack
 from flax import nnx
+from jax._src import distributed  # the only way to its client, on which Orbax and others rely as well
 from ml_collections import config_flags
 from tqdm import tqdm
 
@@ -40,7 +41,7 @@ from svdp_jax import checkpoint, config as configs, parallel, preflight, toy_sco
 from svdp_jax.alarm import Watch
 from svdp_jax.animator import Animator
 from svdp_jax.data import face, records
-from svdp_jax.data.feed import Feed
+from svdp_jax.data.feed import Feed, Reading
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.health import Health
@@ -282,7 +283,7 @@ def train(config: configs.Config, workdir: Path, force: bool = False) -> None:
 def run(config: configs.Config, workdir: Path, mesh: jax.sharding.Mesh) -> None:
     codec_graph, frozen = load_frozen(config, mesh)
     rows = parallel.own_rows(mesh, config.data.batch)
-    example = records.examples(config, workdir / "clips")
+    example = Reading(records.examples(config, workdir / "clips"))
     data = iter(records.batches(config, example, rows))
     workdir.mkdir(parents=True, exist_ok=True)
     graph, state = initial_state(config, mesh)
@@ -290,14 +291,13 @@ def run(config: configs.Config, workdir: Path, mesh: jax.sharding.Mesh) -> None:
     state, place = runs.resume(state)
     if place is not None:
         data.set_state(place)
-    journal = Journal(workdir, int(state.step), configs.stage_ends(config)[-1])
-    introduce(config, workdir, mesh, state, journal)
-    update = partial(make_update(config, graph, codec_graph), frozen=frozen)
-    watch = make_watch(config, graph, codec_graph, frozen, mesh, example, journal)
-    state = steps(config, mesh, state, update, Feed(data, journal.tell), runs, journal, watch)
-    checkpoint.save_model(workdir / "model", config, state.average, state.constants)
-    journal.tell("finished", {})
-    journal.close()
+    with contextlib.closing(Journal(workdir, int(state.step), configs.stage_ends(config)[-1])) as journal:
+        introduce(config, workdir, mesh, state, journal)
+        update = partial(make_update(config, graph, codec_graph), frozen=frozen)
+        watch = make_watch(config, graph, codec_graph, frozen, mesh, example, journal)
+        state = steps(config, mesh, state, update, Feed(data, journal.tell, example), runs, journal, watch)
+        checkpoint.save_model(workdir / "model", config, state.average, state.constants)
+        journal.tell("finished", {})
 
 
 def introduce(config: configs.Config, workdir: Path, mesh, state: State, journal: Journal) -> None:
@@ -349,7 +349,7 @@ def next_or_save(feed: Feed, state: State, runs: Runs) -> dict:
     try:
         return next(feed)
     except UserError:
-        if jax.process_count() == 1 and int(state.step) > 0:  # of several hosts, the others do not know
+        if jax.process_count() == 1 and int(state.step) > 0:  # of several hosts, the others are at the step
             runs.save(state, feed.state)
             runs.close()
         raise
@@ -360,7 +360,6 @@ def end(step: int, hopeless: str, runs: Runs, journal: Journal) -> None:
     runs.close()
     journal.step = step
     journal.tell("failed" if hopeless else "stopped", {"why": hopeless})
-    journal.close()
     if hopeless:
         raise UserError(hopeless)
     logger.warning("Stopped at step %d, saved; the same command goes on from there.", step)
@@ -414,6 +413,7 @@ def main(arguments: list[str]) -> None:
     parallel.start()
     if jax.process_count() > 1:
         stop.listen()  # again, as jax.distributed takes SIGTERM for itself
+        stop.together(distributed.global_state.client, jax.process_index())
     train(config, workdir, values["force-resume"].value)
     if jax.process_index() > 0:
         return
@@ -425,4 +425,5 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     speak()
-    say_errors("train", lambda: main(sys.argv))
+    with stop.at_once():
+        say_errors("train", lambda: main(sys.argv))

@@ -1,10 +1,13 @@
 """Training runs as processes that are watched and disturbed; for tests/test_faults.py and the soak."""
 
+import atexit
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Callable
@@ -15,7 +18,12 @@ from svdp_jax import checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "little_run.py"
-STEPS = 30  # of that config
+STEPS = 16  # of that config
+MARK = "SVDP_JAX_RUN"  # in the environment of a process and of all that it starts
+
+# Nothing but tests needs PyTorch. TensorBoard's writer imports it where it is there, which takes a second.
+WITHOUT_TORCH = tempfile.TemporaryDirectory()
+Path(WITHOUT_TORCH.name, "torch.py").write_text("raise ImportError")
 
 
 class Run:
@@ -25,9 +33,11 @@ class Run:
         self.work, self.log = work, work.with_name(f"{work.name}.log")
         self.before = len(self.log.read_text()) if self.log.exists() else 0
         command = [sys.executable, "-m", "svdp_jax.train", "--config", config, "--workdir", work, *arguments]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "FAULTS": json.dumps(faults or {})} | env
+        paths = os.pathsep.join((str(ROOT), WITHOUT_TORCH.name))
+        env = os.environ | {"PYTHONPATH": paths, "FAULTS": json.dumps(faults or {}), MARK: str(work)} | env
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        atexit.register(self.process.kill)  # where a test fails before its end
 
     def said(self) -> str:
         return self.log.read_text()[self.before :]
@@ -57,6 +67,34 @@ class Run:
             return self.process.wait(seconds)
         finally:
             self.process.kill()
+
+
+def pair(work: Path, each: tuple[dict, dict] = ({}, {}), **env: str) -> list[Run]:
+    """Two processes that train together, each with its faults; what they say is in one log."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{probe.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    return [Run(work, faults=faults, **env, JAX_PROCESS_ID=str(host)) for host, faults in enumerate(each)]
+
+
+def marked(value: str) -> list[str]:
+    """The command lines of all processes alive that were started with this MARK, whoever their parent is now."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={value}\0".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            pass  # it has ended meanwhile, or is another user's
+    return found
+
+
+def left(value: str, seconds: float = 5) -> list[str]:
+    """What of them is still alive after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while marked(value) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return marked(value)
 
 
 def metrics(work: Path) -> list[dict]:

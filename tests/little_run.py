@@ -3,19 +3,21 @@
     python -m svdp_jax.train --config tests/little_run.py
 
 FAULTS in the environment, a JSON object, makes its data fail: `bad` lists examples that
-cannot be read, `hang` is one whose reader never returns, `die` one whose reader ends in
-what no example can replace, `slow` seconds that every example takes.
+cannot be read, `hang` is one whose reader never returns, `quit` one whose reader ends its
+thread, `die` one from which on nothing can be read, `slow` seconds that every example takes,
+`patience` seconds between two words about data that does not come.
 """
 
 import json
 import os
+import threading
 import time
 
 import jax
 import numpy as np
 
 from svdp_jax import config as configs
-from svdp_jax.data import records
+from svdp_jax.data import feed, records
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -28,7 +30,9 @@ def noise(config: configs.Config, cache):
         if index in FAULTS.get("bad", []):
             raise OSError(f"clip {index} is broken")
         if index == FAULTS.get("hang"):
-            time.sleep(1000)
+            threading.Event().wait()
+        if index == FAULTS.get("quit"):
+            raise SystemExit("this reader is gone")
         if "die" in FAULTS and index >= FAULTS["die"]:
             raise OSError("the disk is gone")
         random = np.random.default_rng((config.seed, index))
@@ -52,7 +56,7 @@ def config(**changes) -> configs.Config:
         "model": model,
         "data": configs.Data(size=16, frames=2, past=2, batch=8, threads=1),
         "optimizer": configs.Optimizer(warmup=2),
-        "stages": (configs.Stage(steps=20, rate=2e-3), configs.Stage(steps=10, past=True, rate=1e-3)),
+        "stages": (configs.Stage(steps=10, rate=2e-3), configs.Stage(steps=6, past=True, rate=1e-3)),
         "dtype": "float32",
         "log_every": 1,
         "save_every": 2,
@@ -63,4 +67,5 @@ def config(**changes) -> configs.Config:
 def get_config():
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # optax mixes integers and floats
     records.SOURCES["toy"] = noise
+    feed.PATIENCE = FAULTS.get("patience", feed.PATIENCE)
     return configs.as_flags(config())

@@ -9,8 +9,6 @@ import little_run
 from svdp_jax.data import feed, records
 from svdp_jax.errors import UserError
 
-from conftest import training_data
-
 
 @pytest.fixture(autouse=True)
 def noise(monkeypatch):
@@ -24,8 +22,10 @@ def told() -> list:
 
 def fed(told, tmp_path, monkeypatch, **faults) -> feed.Feed:
     monkeypatch.setattr(little_run, "FAULTS", faults)
-    data = iter(training_data(little_run.config(), tmp_path, list(range(8))))
-    return feed.Feed(data, lambda event, facts: told.append(facts["problem"]))
+    config = little_run.config()
+    reading = feed.Reading(records.examples(config, tmp_path))
+    data = iter(records.batches(config, reading, list(range(8))))
+    return feed.Feed(data, lambda event, facts: told.append(facts["problem" if event == "replaced" else "why"]), reading)
 
 
 def test_a_bad_example_is_replaced_by_the_next_one_counted_and_listed(told, tmp_path, monkeypatch):
@@ -62,40 +62,54 @@ def test_the_state_is_that_after_the_last_batch_taken(told, tmp_path, monkeypatc
     first = fed(told, tmp_path, monkeypatch)
     next(first)
     second, state = next(first), first.state
-    data = iter(training_data(little_run.config(), tmp_path, list(range(8))))
-    data.set_state(state)
-    third, again = next(first), next(feed.Feed(data, print))
+    other = fed(told, tmp_path, monkeypatch)
+    other.iterator.set_state(state)
+    third, again = next(first), next(other)
     assert all((third[name] == again[name]).all() for name in third)
     assert (second["target"] != third["target"]).any()
 
 
-class Broken:
-    """An iterator whose reader waits for what never comes, or dies."""
+def waiting(event: threading.Event, at: int, monkeypatch) -> None:
+    """Lets the reader of one example wait for what comes with the event."""
+    noise = little_run.noise
 
-    def __init__(self, error=None):
-        self.error = error
+    def source(config, cache):
+        example = noise(config, cache)
+        return lambda index: (index == at and event.wait()) or example(index)
 
-    def get_state(self):
-        return {}
-
-    def __next__(self):
-        if self.error:
-            raise self.error
-        threading.Event().wait()
+    monkeypatch.setitem(records.SOURCES, "toy", source)
 
 
-def test_a_reader_that_hangs_is_said_and_given_up(monkeypatch, caplog):
-    assert feed.PATIENCE <= 10
-    monkeypatch.setattr(feed, "PATIENCE", 0.05)
+def test_a_reader_that_hangs_is_said_with_its_example_and_given_up(told, tmp_path, monkeypatch, caplog):
+    assert feed.PATIENCE <= 10 < 60 <= feed.PATIENCE * feed.LONGEST  # a disk may stall for a minute
+    never = threading.Event()
+    waiting(never, 11, monkeypatch)
+    hangs = fed(told, tmp_path, monkeypatch)
+    next(hangs)
+    monkeypatch.setattr(feed, "PATIENCE", 0.2)
     monkeypatch.setattr(feed, "LONGEST", 3)
-    with pytest.raises(UserError, match="no data came for"):
-        next(feed.Feed(Broken(), print))
-    assert caplog.text.count("training waits for it") == 3
+    try:
+        with pytest.raises(UserError, match=r"no data came for 1 s: example 11 has been read for \d.*disk or network"):
+            next(hangs)
+    finally:
+        never.set()  # its thread would keep the tests from ending
+    assert caplog.text.count("example 11 has been read for") == 3 == len(told)
 
 
-def test_a_reader_that_dies_is_an_error_at_once():
-    with pytest.raises(UserError, match=r"reading data failed \(RuntimeError: worker 3 was killed\)"):
-        next(feed.Feed(Broken(RuntimeError("worker 3 was killed")), print))
+def test_a_reader_that_is_slow_is_said_and_waited_for(told, tmp_path, monkeypatch, caplog):
+    late = threading.Event()
+    waiting(late, 3, monkeypatch)
+    monkeypatch.setattr(feed, "PATIENCE", 0.2)
+    threading.Timer(0.5, late.set).start()
+    assert next(fed(told, tmp_path, monkeypatch))["target"].shape[0] == 8
+    assert "No data for 0 s: example 3 has been read for" in caplog.text
+
+
+def test_a_reader_that_dies_is_an_error_at_once(told, tmp_path, monkeypatch, caplog):
+    """Also where it ends its thread without a word to anybody."""
+    with pytest.raises(UserError, match=r"reading data failed \(SystemExit: this reader is gone\)"):
+        next(fed(told, tmp_path, monkeypatch, quit=5))
+    assert "No data" not in caplog.text  # nobody waited for it
 
 
 def test_a_damaged_cache_is_made_again(tmp_path):

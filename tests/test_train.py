@@ -1,6 +1,8 @@
-"""Training as a user starts it: as a process, on the smallest model."""
+"""Training as a user starts it, on the smallest model."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -39,7 +41,7 @@ def tiny_config(**changes) -> configs.Config:
         "sampling": configs.Sampling(steps=2),
         "dtype": "float32",
         "log_every": 1,
-        "save_every": 3,
+        "save_every": 30,
         "evaluate": 1,
     } | changes)
 
@@ -51,27 +53,26 @@ def config_file(folder: Path, config: configs.Config) -> Path:
     return path
 
 
-def command(*arguments) -> list[str]:
-    return [sys.executable, "-m", "svdp_jax.train", *map(str, arguments)]
-
-
-def run(*arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, **options)
+# Everything is kept, so that losses can be compared; the first stage is long enough to learn in.
+COMMON = tiny_config(
+    flow=configs.Flow(dropout=(0.0, 0.0, 0.0, 1.0)),
+    stages=(configs.Stage(steps=60, rate=5e-3), configs.Stage(steps=4, past=True, rate=1e-3)),
+)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The work folder of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("run")
-    result = run("--config", config_file(folder, tiny_config()), "--workdir", folder / "work")
-    assert result.returncode == 0, result.stderr
-    assert "gain" in result.stdout and "control of yaw" in result.stdout
+    """The work folder of an undisturbed run of COMMON; tests/test_faults.py has runs that are processes."""
+    folder, said = tmp_path_factory.mktemp("run"), io.StringIO()
+    with contextlib.redirect_stdout(said), jax.numpy_dtype_promotion("standard"):
+        train.main(["train", "--config", str(config_file(folder, COMMON)), "--workdir", str(folder / "work")])
+    assert "gain" in said.getvalue() and "control of yaw" in said.getvalue()
     return folder / "work"
 
 
 def test_a_run_leaves_all_it_promises(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert [line["step"] for line in lines] == list(range(1, 65))
     assert all(np.isfinite(line["loss"]) for line in lines)
     for name in ("config.json", "results/sample.mp4", "results/contact_sheet.png", "results/results.md"):
         assert (finished / name).stat().st_size > 0
@@ -99,18 +100,26 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, sente
 
 
 def test_the_command_says_it_on_stderr_and_fails(tmp_path):
-    result = run("--config", tmp_path / "none.py")
+    command = [sys.executable, "-m", "svdp_jax.train", "--config", tmp_path / "none.py"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("train: ") and "none.py" in line
 
 
 def make(config):
+    """The graph, a fresh state, and the step as a run calls it, so that one compiled before is found again."""
     mesh = parallel.make_mesh(config.mesh)
-    graph, state = train.initial_state(config, mesh)
-    codec_graph, frozen = train.load_frozen(config, mesh)
+    with jax.set_mesh(mesh):
+        graph, state = train.initial_state(config, mesh)
+        codec_graph, frozen = train.load_frozen(config, mesh)
     update = train.make_update(config, graph, codec_graph)
-    return graph, state, lambda state, batch: update(state, frozen, batch)
+
+    def step(state, batch):
+        with jax.set_mesh(mesh):
+            return update(state, frozen=frozen, batch=parallel.global_batch(batch, mesh, config.data.batch))
+
+    return graph, state, step
 
 
 def batch(config, seed=0):
@@ -118,13 +127,6 @@ def batch(config, seed=0):
     shape = (d.size, d.size, 3)
     draw = lambda *lead: random.integers(0, 256, (d.batch, *lead, *shape), np.uint8)
     return {"source": draw(), "past": draw(d.past), "target": draw(d.frames), "driving": draw(d.frames)}
-
-
-# Everything is kept, so that losses can be compared; the first stage is long enough to learn in.
-COMMON = tiny_config(
-    flow=configs.Flow(dropout=(0, 0, 0, 1)),
-    stages=(configs.Stage(steps=60, rate=5e-3), configs.Stage(steps=4, past=True, rate=1e-3)),
-)
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +165,14 @@ def test_accumulation_sees_the_whole_batch(common):
 def test_past_is_zeros_in_the_first_stage_only(common):
     """Another past changes the loss in stage 2 and cannot in stage 1."""
     state, update = common
-    state = state._replace(weights=jax.tree.map(lambda w: w + 0.1, state.weights))  # no zero gates
+    placed = lambda x, like: jax.device_put(x, like.sharding)  # another layout would be compiled anew
+    state = state._replace(weights=jax.tree.map(lambda w: placed(w + 0.1, w), state.weights))  # no zero gates
     one, other = batch(COMMON), batch(COMMON)
     other["past"] = 255 - other["past"]
     for step, matters in ((2, False), (61, True)):
         losses = []
         for pictures in (one, other):
-            copy = jax.tree.map(jax.numpy.copy, state)._replace(step=jax.numpy.int32(step))
+            copy = jax.tree.map(jax.numpy.copy, state)._replace(step=placed(np.int32(step), state.step))
             losses.append(float(update(copy, pictures)[1]["loss"]))
         assert (losses[0] != losses[1]) == matters
 

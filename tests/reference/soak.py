@@ -1,7 +1,7 @@
 """The faults of tests/test_faults.py many times over, at random moments.
 
-    python tests/reference/soak.py WORK            # all of it, about 25 minutes on one core
-    python tests/reference/soak.py WORK kill       # a part: kill term split mesh files mutate
+    python tests/reference/soak.py WORK            # all of it, about 20 minutes on one core
+    python tests/reference/soak.py WORK kill       # a part: kill term split mesh hosts files mutate
     python tests/reference/soak.py WORK kill 5     # so many times
 
 Prints a table: what was done, how often, and what was lost. WORK keeps the runs that have
@@ -20,17 +20,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["JAX_PLATFORMS"] = "cpu"
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile
+os.environ["XLA_FLAGS"] = QUICK
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 import fuzz  # noqa: E402
-from harness import STEPS, Run, differing, metrics, state  # noqa: E402
+from harness import STEPS, Run, differing, left, metrics, pair, state  # noqa: E402
 from svdp_jax import checkpoint, files  # noqa: E402
 from svdp_jax.errors import UserError  # noqa: E402
 
-LONGEST = 9.0  # seconds that a start and the thirty steps take here, about
+LONGEST, STEPPING = 6.0, 2.5  # seconds that a whole run takes here, about, and its steps without the start
 
 
 def whole(work: Path) -> Path:
@@ -56,37 +59,41 @@ def noted(work: Path, part: str, count: int, once) -> list[dict]:
     path = work / f"{part}.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     with open(path, "a", buffering=1) as file:
-        for number in range(len(done), count):
+        for number in tqdm(range(len(done), count), part, count, initial=len(done), file=sys.stderr):
             done.append(once(number))
             file.write(json.dumps(done[-1]) + "\n")
-            print(part, number + 1, "of", count, done[-1], file=sys.stderr, flush=True)
     return done[:count]
 
 
 def kill(work: Path, count: int):
-    """SIGKILL at a random moment of a run or of what goes on of it; every fifth time it then goes on to its end."""
+    """SIGKILL within a save, at any moment, within a save, at any moment after the first step, and so on."""
     reference = whole(work)
 
     def once(number: int) -> dict:
         run_work, draw = work / "killed", random.Random(number)
-        if number % 5 == 0:
-            shutil.rmtree(run_work, ignore_errors=True)
+        shutil.rmtree(run_work, ignore_errors=True)
         run = Run(run_work)
         if number % 2:
-            run.until(saves(run_work, draw.randrange(1, 5)))
+            run.until(saves(run_work, draw.randrange(1, STEPS // 2 + 1)))
+        elif number % 4:
+            run.until_step(1)
+            time.sleep(draw.uniform(0, STEPPING))
         else:
             time.sleep(draw.uniform(0, LONGEST))
-        run.signal(signal.SIGKILL).end()
+        killed = run.signal(signal.SIGKILL).end() == -signal.SIGKILL
+        saving = any(run_work.glob("checkpoints/.*"))
         saved = list(checkpoint.run_checkpoints(run_work))
         for _, folder in saved:
             files.verify(folder)  # whatever has its name is whole
-        lost = finish(run_work, reference) if number % 5 == 4 or number == count - 1 else ""
-        return {"in_save": bool(number % 2), "step": saved[0][0] if saved else 0, "lost": lost}
+        orphans = left(str(run_work))
+        step = saved[0][0] if saved else 0
+        lost = f"left behind: {orphans}" if orphans else finish(run_work, reference)
+        return {"killed": killed, "in_save": saving, "step": step, "lost": lost}
 
     results = noted(work, "kill", count, once)
-    resumed = sum(r["step"] > 0 for r in results)
-    words = f"SIGKILL at random moments, half of them within saves; {resumed} went on from a saved step"
-    return f"{words}, all to an end bit-equal to the undisturbed run's", results
+    killed, saving, resumed = (sum(map(bool, (r[x] for r in results))) for x in ("killed", "in_save", "step"))
+    words = f"SIGKILL at random moments: {killed} before the end, {saving} within a save; {resumed} went on from a saved step"
+    return f"{words}; each of them then ran to its end, bit-equal to the undisturbed run", results
 
 
 def saves(run_work: Path, count: int):
@@ -111,7 +118,7 @@ def term(work: Path, count: int):
         run = Run(run_work, **({"JAX_ENABLE_COMPILATION_CACHE": "false"} if compiling else {}))
         if compiling:
             run.until_said("step 0 of")
-            time.sleep(draw.uniform(0, 6))
+            time.sleep(draw.uniform(0, 4))
         else:
             run.until(lambda: b"train" in Path(f"/proc/{run.process.pid}/cmdline").read_bytes())
             time.sleep(draw.uniform(0.3, LONGEST))
@@ -149,7 +156,7 @@ def mesh(work: Path, count: int):
         return np.array([line["loss"] for line in metrics(folder) if line["step"] >= first])
 
     def go(folder: Path, devices: int, until: int) -> None:
-        flag = f"--xla_force_host_platform_device_count={devices}"
+        flag = f"{QUICK} --xla_force_host_platform_device_count={devices}"
         fsdp = 2 if devices > 1 else 1
         mesh = [f"--config.mesh.fsdp={fsdp}", f"--config.mesh.context={2 if devices == 8 else 1}"]
         run = Run(folder, *mesh, XLA_FLAGS=flag)
@@ -160,20 +167,56 @@ def mesh(work: Path, count: int):
         one, many = work / "one", work / "many"
         for folder in (one, many):
             shutil.rmtree(folder, ignore_errors=True)
-        go(one, 8, 8)
+        go(one, 8, 4)
         shutil.copytree(one, many)
         shutil.copy(one.with_name("one.log"), many.with_name("many.log"))
         step = next(s for s, _ in checkpoint.run_checkpoints(one))
         go(one, 8, step + 4)
         go(many, 4, step + 2)
         go(many, 1, step + 4)
-        pair = [losses(folder, step + 1)[:4] for folder in (one, many)]
-        error = float(np.abs(pair[0] / pair[1] - 1).max())
+        found = [losses(folder, step + 1)[:4] for folder in (one, many)]
+        error = float(np.abs(found[0] / found[1] - 1).max())
         return {"step": step, "error": error, "lost": "" if error < 1e-6 else f"losses differ by {error:.1e}"}
 
     results = noted(work, "mesh", count, once)
     error = max(r["error"] for r in results)
     return f"8, then 4, then 1 simulated devices: the next losses differ by at most {error:.1e}", results
+
+
+# What happens to two hosts that compile: a signal to each, or data that the second cannot read; how they end.
+HOSTS = {
+    "the first is told": ((signal.SIGTERM, None), {}, 0, "as host 0 was told to"),
+    "the second is told": ((None, signal.SIGTERM), {}, 0, "as host 1 was told to"),
+    "both are told": ((signal.SIGTERM, signal.SIGTERM), {}, 0, "Stopped"),
+    "the second fails": ((None, None), {"die": 0}, 2, "as host 1 failed"),
+    "neither": ((None, None), {}, 0, "The model is in"),
+}
+
+
+def hosts(work: Path, count: int):
+    """Two hosts of which one is told to stop, or fails, before the first step: both end, and say why."""
+
+    def once(number: int) -> dict:
+        name = list(HOSTS)[number % len(HOSTS)]
+        signals, faults, wanted, words = HOSTS[name]
+        run_work, draw = work / "hosts", random.Random(number)
+        shutil.rmtree(run_work, ignore_errors=True)
+        runs = pair(run_work, ({}, faults), JAX_ENABLE_COMPILATION_CACHE="false")
+        if any(signals):
+            runs[0].until(lambda: runs[0].said().count("step 0 of") == 2)
+            time.sleep(draw.uniform(0, 3))
+        began = time.monotonic()
+        for run, number in zip(runs, signals):
+            if number:
+                run.signal(number)
+        codes = [run.end() for run in runs]
+        seconds = time.monotonic() - began if any(signals) else 0
+        fine = codes == [wanted] * 2 and seconds < 10 and words in runs[0].said()
+        return {"case": name, "seconds": seconds, "lost": "" if fine else f"{name}: {codes} after {seconds:.1f} s"}
+
+    results = noted(work, "hosts", count, once)
+    slowest = max(r["seconds"] for r in results)
+    return f"two hosts before their first step: {', '.join(HOSTS)}; both end (slowest {slowest:.1f} s)", results
 
 
 FAULTS = {
@@ -216,7 +259,7 @@ def mutate(work: Path, count: int):
 
 
 PARTS = {
-    "kill": (kill, 50), "term": (term, 20), "split": (split, 2), "mesh": (mesh, 1), "files": (damage, 1), "mutate": (mutate, 1000)
+    "kill": (kill, 50), "term": (term, 20), "split": (split, 2), "mesh": (mesh, 1), "hosts": (hosts, 10), "files": (damage, 1), "mutate": (mutate, 1000)
 }  # fmt: skip
 
 
