@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svdp_jax import checkpoint, config as configs
-from svdp_jax.data import crops, drivers, encode, face, gates, ingest, masks, pairs, report, shots
+from svdp_jax import checkpoint, config as configs, shipped
+from svdp_jax.animator import provenance
+from svdp_jax.data import crops, drivers, encode, face, gates, ingest, landmarks, masks, pairs, report, shots
 from svdp_jax.data.pipeline import Stage
 from svdp_jax.models.vae import each_frame, from_uint8
 
@@ -83,7 +84,9 @@ def source_weight(job: Job) -> int:
 
 
 def find_faces(job: Job, advance: Callable) -> None:
-    source, entries, tracks, error, frames = job.item, [], [], "", 0
+    source, entries, error, frames = job.item, [], "", 0
+    folder = job.out / "faces"
+    folder.mkdir(parents=True, exist_ok=True)
 
     def counted() -> Iterator:
         nonlocal frames
@@ -92,30 +95,33 @@ def find_faces(job: Job, advance: Callable) -> None:
             advance(1)
             yield frame
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, crops.tracks_writer(_tracks(job)) as write:
         warnings.simplefilter("always")
         try:
             for shot in shots.follow(counted(), source.segments, job.settings.longest, _given(job)):
                 entries.append({"first": shot.first, "count": shot.count, "fps": shot.fps, "facts": shot.facts,
                                 "thumb": report.thumbnail(shot.thumb), "tracked": shot.track is not None})  # fmt: skip
-                tracks += [crops.pack(shot.track)] if shot.track else []
+                if shot.track:
+                    write(shot.track)
         except Exception as fault:  # whatever a file does to a decoder, it costs that file alone
             error = str(fault) or type(fault).__name__
             logging.getLogger(__name__).warning("%s", error)
-    folder = job.out / "faces"
-    folder.mkdir(parents=True, exist_ok=True)
-    _save(folder / f"{source.name}.npy", np.concatenate(tracks or [np.empty(0, crops.FACES)]))
     said = sorted({str(w.message) for w in caught})
     about = {"bytes": _bytes(source), "frames": frames, "error": error, "warnings": said, "shots": entries}
     encode.write_json(folder / f"{source.name}.json", about)
 
 
-def _given(job: Job) -> face.Track | None:
-    """The track of a landmark file, where these are the provider."""
+def _tracks(job: Job) -> Path:
+    """The file of all tracks of a video, one after the other."""
+    return job.out / "faces" / f"{job.item.name}.npy"
+
+
+def _given(job: Job) -> landmarks.Reader | None:
+    """The source's landmark file, where these are the provider."""
     name, _, folder = job.settings.landmarks.partition(":")
     if name != "files":
         return None
-    return masks.given(folder, job.item.name, ingest.exact_frames(job.item.path)).track
+    return masks.given(folder, job.item.name, ingest.exact_frames(job.item.path))
 
 
 def faces_done(job: Job) -> bool:
@@ -135,19 +141,19 @@ def cut_crops(job: Job, advance: Callable) -> None:
     source, size = job.item, job.settings.size
     about = read_json(job.out / "faces" / f"{source.name}.json")
     table = gates.limited(list(job.settings.limits))
-    tracks = iter(_split(np.load(job.out / "faces" / f"{source.name}.npy"), about["shots"]))
-    wanted = []
-    for number, shot in enumerate(about["shots"]):
-        track = next(tracks) if shot["tracked"] else None
-        shot["reason"] = gates.rejection(shot["facts"], table)
-        wanted += [] if shot["reason"] else [(number, shot, track)]
     target = job.out / "crops" / source.name
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     clips = []
-    streams = crops.cut(ingest.frames(source.path), [(shot["first"], track) for _, shot, track in wanted], size)
-    for (number, shot, track), cuts in zip(wanted, streams):
+    frames, row = enumerate(ingest.frames(source.path)), 0
+    for number, shot in enumerate(about["shots"]):
+        start, row = row, row + shot["count"] * shot["tracked"]
+        shot["reason"] = gates.rejection(shot["facts"], table) if shot["tracked"] else "no face"
+        if shot["reason"]:
+            continue
+        track = crops.read_track(_tracks(job), start, shot["count"])
+        cuts = crops.cut(frames, shot["first"], track, size)
         stem, box = partial / f"{number:03}", face.crop_box(track.faces)
         shot["facts"]["sharpness"] = _write_clip(stem, cuts, track, box, size, advance)
         shot["reason"] = gates.rejection(shot["facts"], table)
@@ -162,11 +168,6 @@ def cut_crops(job: Job, advance: Callable) -> None:
     encode.write_json(partial / "clips.json", {"clips": [clip._asdict() for clip in clips], "rejected": rejected})
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-
-
-def _split(rows: np.ndarray, entries: list[dict]) -> list[face.Track]:
-    ends = np.cumsum([entry["count"] for entry in entries if entry["tracked"]])
-    return [crops.unpack(part) for part in np.split(rows, ends[:-1])] if len(ends) else []
 
 
 def _write_clip(stem: Path, cuts: Iterator[crops.Cut], track: face.Track, box: face.Box, size: int, advance) -> float:
@@ -239,12 +240,19 @@ def pair(job: Job, advance: Callable) -> None:
     if s.pairs != "self":
         maker = MAKERS[s.pairs](s.pair_weights)
         drawn, points = drivers.draw(_stored(out, clip), [_stored(out, o) for o in others], maker, s.size,
-                                     stem.with_suffix(".frames"))  # fmt: skip
+                                     stem.with_suffix(".frames"), made_by(s))  # fmt: skip
         about = drawn._asdict()
         if points is not None:
             _save(stem.with_suffix(".npy"), points.astype(np.complex64))
     advance(clip.count)
     encode.write_json(stem.with_suffix(".json"), about)
+
+
+def made_by(s: Settings) -> dict[str, str]:
+    """What every picture says of itself that shows a driver who was never recorded."""
+    if s.pairs == "toy":
+        return {"comment": "Drawn by svdp_jax; not a recording of a real event"}
+    return provenance(f"LivePortrait {shipped.fingerprint(Path(s.pair_weights))}")
 
 
 def _stored(out: Path, clip: crops.Clip) -> drivers.Stored:
@@ -348,12 +356,13 @@ def _shards(out, s, sources) -> list[Job]:
 
 
 class Entry(NamedTuple):
-    """A stage, its jobs, the settings that it is the first to read, and what ends it."""
+    """A stage, its jobs, the settings that it is the first to read, what ends it, and whether a network does the work."""
 
     stage: Stage
     jobs: Callable[[Path, Settings, list[ingest.Source]], list[Job]]
     settings: tuple[str, ...]
     end: Callable[[Path, Settings, list[Job]], None] | None = None
+    network: bool = False
 
 
 STAGES = {
@@ -361,11 +370,12 @@ STAGES = {
     "crops": Entry(Stage("Crops", cut_crops, crops_done, source_weight), _sources, ("size", "limits")),
     "masks": Entry(Stage("Masks", outline, masks_done, lambda job: job.item.count), _clips, ()),
     "pairs": Entry(
-        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings, ("pairs", "pair_weights", "seed")
+        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings,
+        ("pairs", "pair_weights", "seed"), network=True,
     ),
     "encode": Entry(
         Stage("Encoding", encode_shard, encode_done, lambda job: sum(c.count for c in job.item.clips)),
-        _shards, ("codec",), write_manifest,
+        _shards, ("codec",), write_manifest, network=True,
     ),
 }  # fmt: skip
 # Where each stage writes.
