@@ -219,8 +219,8 @@ def write_report(out: Path, s: stages.Settings, listing: ingest.Listing) -> list
               ("seconds of them", round(sum(c.count / c.fps for c in found if c.name in driven)))]  # fmt: skip
     counts += [(f"rejected: {reason}", number) for reason, number in sorted(Counter(r.reason for r in rejected).items())]
     table = [clip_row(out, clip, driven) for clip in found]
-    made = stages.made_by(s) if any(driver != name for name, driver in driven.items()) else {}
-    report.write(out, report.Report(counts, rejected, table, rows, made))
+    said = next((stages.said_of(out, clip) for clip in shown if clip.name in driven), {})
+    report.write(out, report.Report(counts, rejected, table, rows, said))
     return counts
 
 

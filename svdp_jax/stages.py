@@ -138,36 +138,44 @@ def _bytes(source: ingest.Source) -> int:
 
 
 def cut_crops(job: Job, advance: Callable) -> None:
-    source, size = job.item, job.settings.size
+    source = job.item
     about = read_json(job.out / "faces" / f"{source.name}.json")
-    table = gates.limited(list(job.settings.limits))
     target = job.out / "crops" / source.name
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    clips = []
-    frames, row = enumerate(ingest.frames(source.path)), 0
+    frames, row, clips, rejected = enumerate(ingest.frames(source.path)), 0, [], []
     for number, shot in enumerate(about["shots"]):
-        start, row = row, row + shot["count"] * shot["tracked"]
-        shot["reason"] = gates.rejection(shot["facts"], table) if shot["tracked"] else "no face"
-        if shot["reason"]:
+        name, facts = f"{source.name}-{number:03}", shot["facts"]
+        box, reason = _cut_shot(job, frames, shot, row, partial / f"{number:03}", advance)
+        row += shot["count"] * shot["tracked"]
+        if reason:
+            rejected.append({"name": name, "reason": reason, "thumb": shot["thumb"]})
             continue
-        track = crops.read_track(_tracks(job), start, shot["count"])
-        cuts = crops.cut(frames, shot["first"], track, size)
-        stem, box = partial / f"{number:03}", face.crop_box(track.faces)
-        shot["facts"]["sharpness"] = _write_clip(stem, cuts, track, box, size, advance)
-        shot["reason"] = gates.rejection(shot["facts"], table)
-        if shot["reason"]:
-            stem.with_suffix(".frames").unlink()
-            stem.with_suffix(".npy").unlink()
-            continue
-        clips.append(crops.Clip(f"{source.name}-{number:03}", source.name, source.path, source.person, source.licence,
-                                shot["first"], shot["count"], shot["fps"], about["frames"], box, shot["facts"]))  # fmt: skip
-    rejected = [{"name": f"{source.name}-{i:03}", "reason": shot["reason"], "thumb": shot["thumb"]}
-                for i, shot in enumerate(about["shots"]) if shot["reason"]]  # fmt: skip
+        clips.append(crops.Clip(name, source.name, source.path, source.person, source.licence,
+                                shot["first"], shot["count"], shot["fps"], about["frames"], box, facts))  # fmt: skip
     encode.write_json(partial / "clips.json", {"clips": [clip._asdict() for clip in clips], "rejected": rejected})
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+
+
+def _cut_shot(job: Job, frames, shot: dict, row: int, stem: Path, advance) -> tuple[face.Box | None, str]:
+    """Writes the crops of a shot, whose track begins at a row, and adds to its facts how sharp they are.
+
+    The crop in the picture, and why the shot is rejected, empty where it is not.
+    """
+    table = gates.limited(list(job.settings.limits))
+    reason = gates.rejection(shot["facts"], table) if shot["tracked"] else "no face"
+    if reason:
+        return None, reason
+    track, size = crops.read_track(_tracks(job), row, shot["count"]), job.settings.size
+    box, cuts = face.crop_box(track.faces), crops.cut(frames, shot["first"], track, size)
+    shot["facts"]["sharpness"] = _write_clip(stem, cuts, track, box, size, advance)
+    reason = gates.rejection(shot["facts"], table)
+    if reason:
+        stem.with_suffix(".frames").unlink()
+        stem.with_suffix(".npy").unlink()
+    return box, reason
 
 
 def _write_clip(stem: Path, cuts: Iterator[crops.Cut], track: face.Track, box: face.Box, size: int, advance) -> float:
@@ -236,12 +244,12 @@ def pair(job: Job, advance: Callable) -> None:
     out, s, (clip, others) = job
     (out / "pairs").mkdir(exist_ok=True)
     stem = out / "pairs" / clip.name
-    about = {"driver": clip.name, "rejected": []}
+    about = {"driver": clip.name, "rejected": [], "made_by": {}}
     if s.pairs != "self":
-        maker = MAKERS[s.pairs](s.pair_weights)
+        maker, tags = MAKERS[s.pairs](s.pair_weights), made_by(s)
         drawn, points = drivers.draw(_stored(out, clip), [_stored(out, o) for o in others], maker, s.size,
-                                     stem.with_suffix(".frames"), made_by(s))  # fmt: skip
-        about = drawn._asdict()
+                                     stem.with_suffix(".frames"), tags)  # fmt: skip
+        about = drawn._asdict() | {"made_by": tags}
         if points is not None:
             _save(stem.with_suffix(".npy"), points.astype(np.complex64))
     advance(clip.count)
@@ -267,6 +275,11 @@ def paired(out: Path, found: list[crops.Clip]) -> list[tuple[crops.Clip, str]]:
     """The clips that somebody drives, and who."""
     about = {clip.name: read_json(out / "pairs" / f"{clip.name}.json") for clip in found}
     return [(clip, about[clip.name]["driver"]) for clip in found if about[clip.name] and about[clip.name]["driver"]]
+
+
+def said_of(out: Path, clip: crops.Clip) -> dict[str, str]:
+    """What the driver's pictures say of themselves; nothing where the clip drives itself."""
+    return read_json(out / "pairs" / f"{clip.name}.json")["made_by"]
 
 
 def driver_of(out: Path, clip: crops.Clip, driver: str) -> tuple[Path, np.ndarray]:
@@ -318,7 +331,8 @@ def write_manifest(out: Path, s: Settings, jobs: list[Job]) -> None:
         for clip, driver in paired(out, job.item.clips):
             sources = encode.candidates(_clip_track(out, clip))
             entries.append({"name": clip.name, "person": clip.person, "driver": driver, "first": first,
-                            "count": clip.count, "fps": clip.fps, "sources": sources, "licence": clip.licence})  # fmt: skip
+                            "count": clip.count, "fps": clip.fps, "sources": sources, "licence": clip.licence,
+                            "driver_made_by": said_of(out, clip)})  # fmt: skip
             first += clip.count
     whole = [read_json((folder / job.item.file).with_suffix(".json")) for job in jobs]
     licences = sorted({entry["licence"] for entry in entries})

@@ -128,6 +128,8 @@ def test_drivers_that_were_never_recorded_say_so(out, clips):
     said = b"comment: Drawn by svdp_jax; not a recording of a real event"
     assert all(said in data for data in crops.encoded(path))
     assert not any(said in data for data in crops.encoded(stages.frames_of(out, clip)))
+    _, manifest = encode.read_manifest(out)
+    assert all("Drawn by svdp_jax" in entry["driver_made_by"]["comment"] for entry in manifest["clips"])
     assert b"Drawn by svdp_jax" in (out / "contact_sheet.png").read_bytes()
 
 
