@@ -61,9 +61,9 @@ def opened(path, frames: int) -> Reader:
     path = Path(path)
     try:
         rows = _listed(path) if path.suffix == ".json" else np.load(path, mmap_mode="r", allow_pickle=False)
-        if rows.ndim != 3 or rows.shape[1] not in LAYOUTS or rows.shape[2] != 2:
-            raise ValueError(f"shape {rows.shape}")
-    except (OSError, ValueError, TypeError, StopIteration) as error:
+        if rows.dtype.kind not in "fiu" or rows.ndim != 3 or rows.shape[1] not in LAYOUTS or rows.shape[2] != 2:
+            raise ValueError(f"{rows.dtype} of shape {rows.shape}")
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, StopIteration) as error:
         raise UserError(
             f"{path}: no landmarks ({error}); give .npy or .json of (frames, points, 2) "
             f"with {', '.join(map(str, LAYOUTS))} points."
@@ -92,7 +92,7 @@ def _listed(path: Path) -> np.ndarray:
 
 
 def _bridged(rows: np.ndarray) -> Landmarks | None:
-    points = rows.astype(float) @ np.array([1, 1j])
+    points = rows[..., 0].astype(float) + 1j * rows[..., 1]
     found = np.isfinite(points).all(1)
     if not found.any():
         return None
