@@ -3,6 +3,17 @@
 Now and then one batch that training never sees is scored twice: driven by the target's own kept
 regions, which could be copied, and by regions that look different, which could not. Where the first
 error goes on falling and the second does not, the model is copying the driver.
+
+Seen on one core of an Intel Xeon, 2026-11-25, 0.14 s a step:
+
+    python -m svdp_jax.prepare --draw-toy 16 films out --size 32 --codec pixels:4 --pairs self \\
+        --landmarks files:films --limit yaw=0:60 --limit sharpness=0
+    python -m svdp_jax.train --config configs/toy_cpu.py --config.evaluate=0 \\
+        --config.data.source=records --config.data.path=out
+
+is heard at step 3000 and in each check from 3500 on: the self-driven error falls from 0.035 at step 2100
+to 0.024 at 4200, the cross-driven one stays at 0.063 from 2700 on. With `--pairs toy` in place of `--pairs
+self` it is never heard: the cross-driven error falls from 0.061 to 0.044, below the self-driven one (0.075).
 """
 
 from collections.abc import Callable

@@ -23,7 +23,7 @@ the workers must see the same folders.
 Try it on drawn people:
 
   python -m svdp_jax.prepare --draw-toy 6 films out --size 64 --codec pixels:4 --pairs toy \\
-    --landmarks files:films
+    --landmarks files:films --limit yaw=0:50
 """
 
 import argparse
@@ -34,6 +34,8 @@ import shutil
 import sys
 from collections import Counter
 from pathlib import Path
+
+import jax
 
 from svdp_jax import config as configs, stages
 from svdp_jax.data import crops, encode, face, footage, gates, ingest, masks, pipeline, report
@@ -105,17 +107,23 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
     for name in names:
         entry = stages.STAGES[name]
         jobs = entry.jobs(out, settings, listing.sources)
-        pipeline.run(entry.stage, jobs, beam or local(options.workers, len(jobs)))
-        if entry.end:
+        pipeline.run(entry.stage, jobs, beam or local(options.workers, len(jobs), entry.network))
+        if entry.end and jobs:
             entry.end(out, settings, jobs)
     counts = write_report(out, settings, listing)
     print("\n".join(f"{what}: {number}" for what, number in counts))
     print(f"See {out / 'report.html'}.")
+    if not jobs:
+        raise UserError(f"no clip is left for --stage {name}; {out / 'report.html'} says why.")
 
 
-def local(workers: int, jobs: int) -> list[str]:
-    """Beam's options for processes on this machine; one process is not worth starting another for."""
-    several = min(workers, jobs)
+def local(workers: int, jobs: int, network: bool) -> list[str]:
+    """Beam's options for processes on this machine; one process is not worth starting another for.
+
+    An accelerator belongs to one process, so that networks run in this one.
+    """
+    alone = network and jax.default_backend() != "cpu"
+    several = 1 if alone else min(workers, jobs)
     if several < 2:
         return []
     quiet = "--default_sdk_harness_log_level=ERROR"
@@ -211,7 +219,8 @@ def write_report(out: Path, s: stages.Settings, listing: ingest.Listing) -> list
               ("seconds of them", round(sum(c.count / c.fps for c in found if c.name in driven)))]  # fmt: skip
     counts += [(f"rejected: {reason}", number) for reason, number in sorted(Counter(r.reason for r in rejected).items())]
     table = [clip_row(out, clip, driven) for clip in found]
-    report.write(out, report.Report(counts, rejected, table, rows))
+    said = next((stages.said_of(out, clip) for clip in shown if clip.name in driven), {})
+    report.write(out, report.Report(counts, rejected, table, rows, said))
     return counts
 
 
@@ -231,7 +240,8 @@ def rejections(out: Path, listing: ingest.Listing, found: list[crops.Clip]):
             yield report.Rejected(clip.name, masked["reason"], thumb())
         drawn = stages.read_json(out / "pairs" / f"{clip.name}.json") or {"rejected": [], "driver": "?"}
         for name, why in drawn["rejected"]:
-            yield report.Rejected(f"{name} as driver of {clip.name}", f"pair: {why}", "")
+            complaint = why.split(" (")[0]  # without its figures
+            yield report.Rejected(f"{name} as driver of {clip.name}: {why}", f"pair: {complaint}", "")
         if not drawn["driver"]:
             yield report.Rejected(clip.name, "nobody to drive it", thumb())
 

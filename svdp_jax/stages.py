@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svdp_jax import checkpoint, config as configs
-from svdp_jax.data import crops, drivers, encode, face, gates, ingest, masks, pairs, report, shots
+from svdp_jax import checkpoint, config as configs, shipped
+from svdp_jax.animator import provenance
+from svdp_jax.data import crops, drivers, encode, face, gates, ingest, landmarks, masks, pairs, report, shots
 from svdp_jax.data.pipeline import Stage
 from svdp_jax.models.vae import each_frame, from_uint8
 
@@ -83,7 +84,9 @@ def source_weight(job: Job) -> int:
 
 
 def find_faces(job: Job, advance: Callable) -> None:
-    source, entries, tracks, error, frames = job.item, [], [], "", 0
+    source, entries, error, frames = job.item, [], "", 0
+    folder = job.out / "faces"
+    folder.mkdir(parents=True, exist_ok=True)
 
     def counted() -> Iterator:
         nonlocal frames
@@ -92,30 +95,33 @@ def find_faces(job: Job, advance: Callable) -> None:
             advance(1)
             yield frame
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, crops.tracks_writer(_tracks(job)) as write:
         warnings.simplefilter("always")
         try:
             for shot in shots.follow(counted(), source.segments, job.settings.longest, _given(job)):
                 entries.append({"first": shot.first, "count": shot.count, "fps": shot.fps, "facts": shot.facts,
                                 "thumb": report.thumbnail(shot.thumb), "tracked": shot.track is not None})  # fmt: skip
-                tracks += [crops.pack(shot.track)] if shot.track else []
+                if shot.track:
+                    write(shot.track)
         except Exception as fault:  # whatever a file does to a decoder, it costs that file alone
             error = str(fault) or type(fault).__name__
             logging.getLogger(__name__).warning("%s", error)
-    folder = job.out / "faces"
-    folder.mkdir(parents=True, exist_ok=True)
-    _save(folder / f"{source.name}.npy", np.concatenate(tracks or [np.empty(0, crops.FACES)]))
     said = sorted({str(w.message) for w in caught})
     about = {"bytes": _bytes(source), "frames": frames, "error": error, "warnings": said, "shots": entries}
     encode.write_json(folder / f"{source.name}.json", about)
 
 
-def _given(job: Job) -> face.Track | None:
-    """The track of a landmark file, where these are the provider."""
+def _tracks(job: Job) -> Path:
+    """The file of all tracks of a video, one after the other."""
+    return job.out / "faces" / f"{job.item.name}.npy"
+
+
+def _given(job: Job) -> landmarks.Reader | None:
+    """The source's landmark file, where these are the provider."""
     name, _, folder = job.settings.landmarks.partition(":")
     if name != "files":
         return None
-    return masks.given(folder, job.item.name, ingest.exact_frames(job.item.path)).track
+    return masks.given(folder, job.item.name, ingest.exact_frames(job.item.path))
 
 
 def faces_done(job: Job) -> bool:
@@ -132,41 +138,44 @@ def _bytes(source: ingest.Source) -> int:
 
 
 def cut_crops(job: Job, advance: Callable) -> None:
-    source, size = job.item, job.settings.size
+    source = job.item
     about = read_json(job.out / "faces" / f"{source.name}.json")
-    table = gates.limited(list(job.settings.limits))
-    tracks = iter(_split(np.load(job.out / "faces" / f"{source.name}.npy"), about["shots"]))
-    wanted = []
-    for number, shot in enumerate(about["shots"]):
-        track = next(tracks) if shot["tracked"] else None
-        shot["reason"] = gates.rejection(shot["facts"], table)
-        wanted += [] if shot["reason"] else [(number, shot, track)]
     target = job.out / "crops" / source.name
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    clips = []
-    streams = crops.cut(ingest.frames(source.path), [(shot["first"], track) for _, shot, track in wanted], size)
-    for (number, shot, track), cuts in zip(wanted, streams):
-        stem, box = partial / f"{number:03}", face.crop_box(track.faces)
-        shot["facts"]["sharpness"] = _write_clip(stem, cuts, track, box, size, advance)
-        shot["reason"] = gates.rejection(shot["facts"], table)
-        if shot["reason"]:
-            stem.with_suffix(".frames").unlink()
-            stem.with_suffix(".npy").unlink()
+    frames, row, clips, rejected = enumerate(ingest.frames(source.path)), 0, [], []
+    for number, shot in enumerate(about["shots"]):
+        name, facts = f"{source.name}-{number:03}", shot["facts"]
+        box, reason = _cut_shot(job, frames, shot, row, partial / f"{number:03}", advance)
+        row += shot["count"] * shot["tracked"]
+        if reason:
+            rejected.append({"name": name, "reason": reason, "thumb": shot["thumb"]})
             continue
-        clips.append(crops.Clip(f"{source.name}-{number:03}", source.name, source.path, source.person, source.licence,
-                                shot["first"], shot["count"], shot["fps"], about["frames"], box, shot["facts"]))  # fmt: skip
-    rejected = [{"name": f"{source.name}-{i:03}", "reason": shot["reason"], "thumb": shot["thumb"]}
-                for i, shot in enumerate(about["shots"]) if shot["reason"]]  # fmt: skip
+        clips.append(crops.Clip(name, source.name, source.path, source.person, source.licence,
+                                shot["first"], shot["count"], shot["fps"], about["frames"], box, facts))  # fmt: skip
     encode.write_json(partial / "clips.json", {"clips": [clip._asdict() for clip in clips], "rejected": rejected})
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 
 
-def _split(rows: np.ndarray, entries: list[dict]) -> list[face.Track]:
-    ends = np.cumsum([entry["count"] for entry in entries if entry["tracked"]])
-    return [crops.unpack(part) for part in np.split(rows, ends[:-1])] if len(ends) else []
+def _cut_shot(job: Job, frames, shot: dict, row: int, stem: Path, advance) -> tuple[face.Box | None, str]:
+    """Writes the crops of a shot, whose track begins at a row, and adds to its facts how sharp they are.
+
+    The crop in the picture, and why the shot is rejected, empty where it is not.
+    """
+    table = gates.limited(list(job.settings.limits))
+    reason = gates.rejection(shot["facts"], table) if shot["tracked"] else "no face"
+    if reason:
+        return None, reason
+    track, size = crops.read_track(_tracks(job), row, shot["count"]), job.settings.size
+    box, cuts = face.crop_box(track.faces), crops.cut(frames, shot["first"], track, size)
+    shot["facts"]["sharpness"] = _write_clip(stem, cuts, track, box, size, advance)
+    reason = gates.rejection(shot["facts"], table)
+    if reason:
+        stem.with_suffix(".frames").unlink()
+        stem.with_suffix(".npy").unlink()
+    return box, reason
 
 
 def _write_clip(stem: Path, cuts: Iterator[crops.Cut], track: face.Track, box: face.Box, size: int, advance) -> float:
@@ -235,16 +244,23 @@ def pair(job: Job, advance: Callable) -> None:
     out, s, (clip, others) = job
     (out / "pairs").mkdir(exist_ok=True)
     stem = out / "pairs" / clip.name
-    about = {"driver": clip.name, "rejected": []}
+    about = {"driver": clip.name, "rejected": [], "made_by": {}}
     if s.pairs != "self":
-        maker = MAKERS[s.pairs](s.pair_weights)
+        maker, tags = MAKERS[s.pairs](s.pair_weights), made_by(s)
         drawn, points = drivers.draw(_stored(out, clip), [_stored(out, o) for o in others], maker, s.size,
-                                     stem.with_suffix(".frames"))  # fmt: skip
-        about = drawn._asdict()
+                                     stem.with_suffix(".frames"), tags)  # fmt: skip
+        about = drawn._asdict() | {"made_by": tags}
         if points is not None:
             _save(stem.with_suffix(".npy"), points.astype(np.complex64))
     advance(clip.count)
     encode.write_json(stem.with_suffix(".json"), about)
+
+
+def made_by(s: Settings) -> dict[str, str]:
+    """What every picture says of itself that shows a driver who was never recorded."""
+    if s.pairs == "toy":
+        return {"comment": "Drawn by svdp_jax; not a recording of a real event"}
+    return provenance(f"LivePortrait {shipped.fingerprint(Path(s.pair_weights))}")
 
 
 def _stored(out: Path, clip: crops.Clip) -> drivers.Stored:
@@ -259,6 +275,11 @@ def paired(out: Path, found: list[crops.Clip]) -> list[tuple[crops.Clip, str]]:
     """The clips that somebody drives, and who."""
     about = {clip.name: read_json(out / "pairs" / f"{clip.name}.json") for clip in found}
     return [(clip, about[clip.name]["driver"]) for clip in found if about[clip.name] and about[clip.name]["driver"]]
+
+
+def said_of(out: Path, clip: crops.Clip) -> dict[str, str]:
+    """What the driver's pictures say of themselves; nothing where the clip drives itself."""
+    return read_json(out / "pairs" / f"{clip.name}.json")["made_by"]
 
 
 def driver_of(out: Path, clip: crops.Clip, driver: str) -> tuple[Path, np.ndarray]:
@@ -310,7 +331,8 @@ def write_manifest(out: Path, s: Settings, jobs: list[Job]) -> None:
         for clip, driver in paired(out, job.item.clips):
             sources = encode.candidates(_clip_track(out, clip))
             entries.append({"name": clip.name, "person": clip.person, "driver": driver, "first": first,
-                            "count": clip.count, "fps": clip.fps, "sources": sources, "licence": clip.licence})  # fmt: skip
+                            "count": clip.count, "fps": clip.fps, "sources": sources, "licence": clip.licence,
+                            "driver_made_by": said_of(out, clip)})  # fmt: skip
             first += clip.count
     whole = [read_json((folder / job.item.file).with_suffix(".json")) for job in jobs]
     licences = sorted({entry["licence"] for entry in entries})
@@ -348,12 +370,13 @@ def _shards(out, s, sources) -> list[Job]:
 
 
 class Entry(NamedTuple):
-    """A stage, its jobs, the settings that it is the first to read, and what ends it."""
+    """A stage, its jobs, the settings that it is the first to read, what ends it, and whether a network does the work."""
 
     stage: Stage
     jobs: Callable[[Path, Settings, list[ingest.Source]], list[Job]]
     settings: tuple[str, ...]
     end: Callable[[Path, Settings, list[Job]], None] | None = None
+    network: bool = False
 
 
 STAGES = {
@@ -361,11 +384,12 @@ STAGES = {
     "crops": Entry(Stage("Crops", cut_crops, crops_done, source_weight), _sources, ("size", "limits")),
     "masks": Entry(Stage("Masks", outline, masks_done, lambda job: job.item.count), _clips, ()),
     "pairs": Entry(
-        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings, ("pairs", "pair_weights", "seed")
+        Stage("Pairs", pair, pairs_done, lambda job: job.item.clip.count), _pairings,
+        ("pairs", "pair_weights", "seed"), network=True,
     ),
     "encode": Entry(
         Stage("Encoding", encode_shard, encode_done, lambda job: sum(c.count for c in job.item.clips)),
-        _shards, ("codec",), write_manifest,
+        _shards, ("codec",), write_manifest, network=True,
     ),
 }  # fmt: skip
 # Where each stage writes.

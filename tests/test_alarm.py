@@ -11,6 +11,17 @@ COPIES = (0.9**STEPS, np.maximum(0.95**STEPS, 0.8))
 LEARNT = (np.maximum(0.9**STEPS, 0.3), 0.1 + np.maximum(0.9**STEPS, 0.3))
 
 
+# What two runs measured every 100 steps from step 2100 to 4100, as told in the module: pairs of one person, and of two.
+SELF_RUN = (
+    [353, 337, 325, 319, 309, 302, 294, 290, 286, 280, 276, 271, 267, 264, 261, 259, 255, 250, 247, 244, 242],
+    [692, 682, 666, 661, 655, 640, 634, 640, 643, 639, 633, 627, 633, 634, 634, 640, 642, 642, 636, 633, 633],
+)
+CROSS_RUN = (
+    [794, 779, 772, 761, 757, 758, 751, 750, 757, 755, 749, 743, 741, 743, 747, 748, 748, 745, 741, 745, 749],
+    [607, 581, 563, 548, 530, 522, 509, 503, 498, 492, 482, 478, 475, 473, 471, 468, 462, 453, 446, 442, 439],
+)
+
+
 def alarms(own, other):
     listening = alarm.CopyAlarm()
     return [index for index, pair in enumerate(zip(own, other, strict=True)) if listening.copying(*pair)]
@@ -20,6 +31,11 @@ def test_copying_is_heard_and_nothing_else():
     assert alarms(*BOTH_FALL) == [] and alarms(*LEARNT) == []
     heard = alarms(*COPIES)
     assert heard[0] == 5 + alarm.PATIENCE and heard[-1] == 39
+
+
+def test_real_runs():
+    heard = alarms(*SELF_RUN)
+    assert heard and heard[-7:] == [*range(14, 21)] and alarms(*CROSS_RUN) == []
 
 
 def test_noise_alone_is_no_alarm():

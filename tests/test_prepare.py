@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,20 +17,22 @@ import jax
 import numpy as np
 import pytest
 
-from svdp_jax import config as configs, prepare, stages, train
-from svdp_jax.data import crops, encode, face, footage, ingest, masks, records, video
+from svdp_jax import config as configs, preflight, prepare, runs, stages, train
+from svdp_jax.data import crops, encode, face, footage, ingest, landmarks, masks, records, video
 from svdp_jax.errors import UserError
 from svdp_jax.models.vae import PixelCodec
 from conftest import tiny_model, training_data
 
-SIZE, SECONDS, PEOPLE = 64, 1.4, 3
+SIZE, FRAMES, PEOPLE = 64, 25, 3
+DRAWN = 128  # pixels; to render more takes most of the time
 LOOP = ["--", "--runner=none"]
-EASED = ["--limit", "yaw=0:60"]  # the toy world turns its heads far
+# Noses of the toy world stand further out than people's, so that its 34 degrees are read as up to 45.
+EASED = ["--limit", "yaw=0:50", "--limit", "face=50"]
 
 
 def options(films, out, *more, pairs="toy"):
     return [str(films), str(out), "--size", str(SIZE), "--codec", "pixels:4", "--pairs", pairs,
-            "--landmarks", f"files:{films}", *more]  # fmt: skip
+            "--landmarks", f"files:{films}", *EASED, *more]  # fmt: skip
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -40,14 +43,14 @@ def content(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "films"
-    footage.write(folder, PEOPLE, SECONDS)
+    footage.write(folder, PEOPLE, FRAMES / 25, DRAWN)
     return folder
 
 
 @pytest.fixture(scope="module")
 def out(films):
     folder = films.parent / "out"
-    prepare.main(options(films, folder, *EASED) + LOOP)
+    prepare.main(options(films, folder) + LOOP)
     return folder
 
 
@@ -58,19 +61,20 @@ def clips(films, out):
 
 def test_every_clip_comes_through(out, clips):
     assert [clip.name for clip in clips] == [f"person{i:03}-000" for i in range(PEOPLE)]
-    assert all(clip.count == 35 and clip.fps == 25 for clip in clips)
+    assert all(clip.count == FRAMES and clip.fps == 25 for clip in clips)
     manifest = json.loads((out / "records" / "manifest.json").read_text())
-    assert manifest["frames"] == round(PEOPLE * SECONDS * 25) and manifest["latents"] == [16, 16, 48]
+    assert manifest["frames"] == PEOPLE * FRAMES and manifest["latents"] == [16, 16, 48]
     assert all(entry["driver"] not in ("", entry["name"]) for entry in manifest["clips"])
     page = (out / "report.html").read_text()
     assert "contact_sheet.png" in page and all(clip.name in page for clip in clips)
     assert video.read_image(out / "contact_sheet.png").shape[0] > 2 * PEOPLE * 100
 
 
-def truth_in_crop(clip, size):
-    """True regions (f, size, size) bool by name, of the driver too where one is given."""
+def truth_in_crop(clip, size, driver=None):
+    """True regions (f, size, size) bool by name, of the clip's person or of a driver in its place."""
     truth = footage.load(Path(clip.path))
-    frames = list(footage.regions(truth, truth.identity, clip.first, clip.count))
+    who = truth.identity if driver is None else footage.load(driver).identity
+    frames = list(footage.regions(truth, who, clip.first, clip.count))
     shown = lambda mask: face.crop(np.repeat(mask[..., None], 3, 2).astype(np.uint8) * 255, clip.box, size)[..., 0] > 127
     return {name: np.stack([shown(frame[name]) for frame in frames]) for name in frames[0]}
 
@@ -83,19 +87,19 @@ def middle(mask):
 
 
 def test_crops_and_masks_stand_where_the_truth_does(out, clips):
-    """Centre within 3 % of the face's width; eyes, nose and mouth inside what is kept."""
+    """Centre within 3 % of the face's width; eyes, nose and mouth inside what is kept, all of them in all frames."""
     for clip in clips:
-        truth = truth_in_crop(clip, SIZE)
+        film, truth = footage.load(Path(clip.path)), truth_in_crop(clip, SIZE)
         track = crops.unpack(np.load(stages.frames_of(out, clip).with_suffix(".npy")))
         points = np.load(out / "masks" / f"{clip.name}.npy")
-        width = 2 * 0.56 * float(footage.load(Path(clip.path)).identity.face_width) * footage.DRAWN / 2 * SIZE / clip.box.side
+        width = 2 * 0.56 * float(film.identity.face_width) * film.drawn / 2 * SIZE / clip.box.side
         eyes = (track.faces.left_eye + track.faces.right_eye) / 2
         assert (abs(eyes - [middle(mask) for mask in truth["eyes"]]) / width).mean() < 0.03
         assert (abs(track.faces.mouth - [middle(mask) for mask in truth["mouth"]]) / width).mean() < 0.03
         for index, frame in enumerate(points):
             kept = masks.mask(frame, SIZE)
             for name, region in truth.items():
-                assert (kept & region[index]).sum() > 0.95 * region[index].sum(), name
+                assert not (region[index] & ~kept).any(), name
         assert 0.02 < np.mean([masks.mask(frame, SIZE).mean() for frame in points]) < 0.25
 
 
@@ -109,10 +113,24 @@ def test_drivers_are_other_people_in_the_same_motion(films, out, clips):
         a, b = (footage.load(films / f"{name[:9]}.mp4") for name in (clip.name, driver))
         expected = [face.crop(p, clip.box, SIZE) for p in footage.pictures(a, b.identity, clip.first, clip.count)]
         path, points = stages.driver_of(out, clip, driver)
+        kept = np.stack([masks.mask(frame, SIZE) for frame in points])
+        shown = truth_in_crop(clip, SIZE, films / f"{driver[:9]}.mp4").values()
+        assert not any((region & ~kept).any() for region in shown)
         error = np.abs(np.stack(list(crops.read(path))).astype(int) - np.stack(expected))
         assert error.mean() < 2.5 and len(points) == clip.count  # JPEG and nothing else
         target = np.stack(list(crops.read(stages.frames_of(out, clip)))).astype(int)
         assert np.abs(target - np.stack(expected)).mean() > 4 * error.mean()
+
+
+def test_drivers_that_were_never_recorded_say_so(out, clips):
+    clip, driver = stages.paired(out, clips)[0]
+    path, _ = stages.driver_of(out, clip, driver)
+    said = b"comment: Drawn by svdp_jax; not a recording of a real event"
+    assert all(said in data for data in crops.encoded(path))
+    assert not any(said in data for data in crops.encoded(stages.frames_of(out, clip)))
+    _, manifest = encode.read_manifest(out)
+    assert all("Drawn by svdp_jax" in entry["driver_made_by"]["comment"] for entry in manifest["clips"])
+    assert b"Drawn by svdp_jax" in (out / "contact_sheet.png").read_bytes()
 
 
 def test_records_hold_what_was_cropped_and_masked(out, clips):
@@ -132,7 +150,7 @@ def test_records_hold_what_was_cropped_and_masked(out, clips):
 
 def test_a_second_run_changes_nothing_and_other_settings_are_refused(films, out, capsys):
     before = content(out)
-    prepare.main(options(films, out, *EASED) + LOOP)
+    prepare.main(options(films, out) + LOOP)
     assert content(out) == before
     with pytest.raises(SystemExit):
         prepare.main(options(films, out, "--size", "32") + LOOP)
@@ -223,15 +241,16 @@ def test_without_beam_the_fix_is_said(films, tmp_path, monkeypatch, capsys):
     assert "--runner=none" in capsys.readouterr().err
 
 
-def plain_film(path: Path, frames: int = 30, width: int = 96):
-    """Noise of different kinds, and landmarks that claim a face in it."""
+def plain_film(path: Path, frames: int = 30, points: int = 64):
+    """Noise of different kinds, and so many landmarks that claim a face in it."""
     random = np.random.default_rng(len(path.name))
     with video.VideoWriter(path, Fraction(25)) as writer:
         for _ in range(frames):
-            writer.write(random.integers(0, 255, (72, width, 3), np.uint8))
-    ring = np.exp(2j * np.pi * np.arange(16) / 16)
-    points = np.concatenate([48 + 36j + 30 * at + 8 * ring for at in (-0.5 - 0.5j, 0.5 - 0.5j, 0, 0.7j)])
-    np.save(path.with_suffix(".npy"), np.tile(np.stack([points.real, points.imag], -1), (frames, 1, 1)))
+            writer.write(random.integers(0, 255, (72, 96, 3), np.uint8))
+    marks, layout = np.full(points, 48 + 36j), landmarks.LAYOUTS[points]
+    for part, at in zip((layout.left_eye, layout.right_eye, layout.nose, layout.mouth), (-15 - 15j, 15 - 15j, 0, 21j)):
+        marks[part] += at + 8 * np.exp(2j * np.pi * np.arange(len(part)) / len(part))
+    np.save(path.with_suffix(".npy"), np.tile(np.stack([marks.real, marks.imag], -1), (frames, 1, 1)))
 
 
 def giant(path: Path):
@@ -274,26 +293,20 @@ def test_what_would_fail_later_fails_first(films, tmp_path, capsys, arguments, s
     assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-MEMORY = """
-import sys
-from svdp_jax import prepare
-for stage in ("faces", "crops"): prepare.main([*sys.argv[1:], "--stage", stage, "--", "--runner=none"])
-print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_flat_in_length(tmp_path):
+    """A frame more costs a few numbers and its share of a thumbnail, never its landmarks, which are 1024 bytes."""
     peaks = []
-    for frames in (250, 2500):
+    for frames in (250, 1000):
         films = tmp_path / str(frames)
         films.mkdir()
-        plain_film(films / "a.mp4", frames, 96)
-        arguments = options(films, tmp_path / f"out{frames}", "--limit", "face=10", "--limit", "sharpness=0", pairs="self")
-        result = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=True,
-                                cwd=Path(__file__).parents[1])  # fmt: skip
-        peaks.append(int(result.stdout.splitlines()[-1]))
-    assert peaks[1] < 1.1 * peaks[0]
+        plain_film(films / "a.mp4", frames)
+        limits = ["--limit", "face=10", "--limit", "sharpness=0"]
+        tracemalloc.start()
+        for stage in ("faces", "crops"):
+            prepare.main(options(films, tmp_path / f"out{frames}", *limits, "--stage", stage, pairs="self") + LOOP)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 750 * 512
 
 
 # Training on records
@@ -320,10 +333,10 @@ def test_any_number_of_hosts_reads_the_same_batches(out, tmp_path):
 
 def test_an_epoch_visits_every_stretch_once_and_the_next_in_another_order(out, tmp_path):
     whole = config(out, batch=1)
-    count = len(records.open_records(whole, tmp_path).stretches)
+    count = len(records.open_records(whole).stretches)
     stream = iter(training_data(whole, tmp_path, [0]))
     epochs = [[hashlib.sha256(next(stream)["target"].tobytes()).hexdigest() for _ in range(count)] for _ in range(2)]
-    assert count == PEOPLE * 11 and all(len(set(epoch)) == count for epoch in epochs) and epochs[0] != epochs[1]
+    assert count == PEOPLE * 7 and all(len(set(epoch)) == count for epoch in epochs) and epochs[0] != epochs[1]
 
 
 def test_the_middle_of_an_epoch_is_gone_on_from(out, tmp_path):
@@ -336,29 +349,43 @@ def test_the_middle_of_an_epoch_is_gone_on_from(out, tmp_path):
     assert all((batch[name] == other[name]).all() for batch in expected for other in [next(again)] for name in batch)
 
 
-def test_other_records_other_codecs_and_damage_are_refused(out, tmp_path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
+def copied(out, folder):
+    folder.mkdir()
     for path in (out / "records").iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    records.open_records(config(copy), tmp_path / "run")
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder, json.loads((folder / "manifest.json").read_text())
+
+
+def test_other_codecs_and_damage_are_refused(out, tmp_path):
+    copy, manifest = copied(out, tmp_path / "copy")
+    records.open_records(config(copy))
     with pytest.raises(UserError, match="prepared with size"):
-        records.open_records(config(copy, size=32), tmp_path / "run")
+        records.open_records(config(copy, size=32))
     coarse = dataclasses.replace(config(copy), model=dataclasses.replace(tiny_model(), codec=configs.Codec("pixels", 8)))
     with pytest.raises(UserError, match="prepared with codec"):
-        records.open_records(coarse, tmp_path / "run")
+        records.open_records(coarse)
     with pytest.raises(UserError, match="no clip of"):
-        records.open_records(config(copy, frames=99), tmp_path / "run")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    encode.write_json(copy / "manifest.json", manifest | {"note": "changed"})
-    with pytest.raises(UserError, match="has changed since this run began"):
-        records.open_records(config(copy), tmp_path / "run")
+        records.open_records(config(copy, frames=99))
     shard = copy / manifest["shards"][0]["file"]
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UserError, match="not whole"):
-        records.open_records(config(copy), tmp_path / "other")
+        records.open_records(config(copy))
     with pytest.raises(UserError, match="no finished records"):
-        records.open_records(config(tmp_path), tmp_path / "other")
+        records.open_records(config(tmp_path))
+
+
+def test_a_run_goes_on_with_the_records_it_began_with(out, tmp_path):
+    """Wherever they lie now; others are refused, unless that is asked for."""
+    run, (copy, manifest) = tmp_path / "run", copied(out, tmp_path / "copy")
+    (run / "checkpoints" / "1").mkdir(parents=True)
+    runs.Runs(run, config(out)).close()
+    assert runs.changes(run, config(copy)) == []
+    encode.write_json(copy / "manifest.json", manifest | {"note": "changed"})
+    (said,) = runs.changes(run, config(copy))
+    assert "files below config.data.path are not those" in said and "--force-resume" in said
+    with pytest.raises(UserError, match="are not those it was started with"):
+        preflight.check(config(copy), run)
+    preflight.check(config(copy), run, force=True)
 
 
 def test_training_takes_records_as_it_takes_pictures(out, tmp_path):

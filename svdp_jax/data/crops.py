@@ -5,7 +5,7 @@ A clip of these is `NAME.frames` beside `NAME.npy`, its track in pixels of the c
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from svdp_jax.data import face, video
 
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+JPEG_HEAD = 2  # bytes: the signature, after which a comment may stand
 FORMAT = "group_size:1,uncompressed"  # pictures are compressed already
 FACES = np.dtype(
     [("centre", "c16"), ("size", "f8"), ("left_eye", "c16"), ("right_eye", "c16"), ("nose", "c16"), ("mouth", "c16"),
@@ -42,10 +43,15 @@ class Clip(NamedTuple):
 
 
 class Writer:
-    """Writes frames as they come to a file that appears complete or not at all."""
+    """Writes frames as they come to a file that appears complete or not at all.
 
-    def __init__(self, path: Path):
+    `metadata`, such as {"comment": "..."}, becomes a comment in every picture.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, str] | None = None):
         self.path, self.partial, self.count = path, path.with_name(f".{path.name}.partial"), 0
+        text = "; ".join(f"{name}: {value}" for name, value in (metadata or {}).items()).encode()
+        self.comment = b"\xff\xfe" + (len(text) + 2).to_bytes(2) + text if text else b""
 
     def __enter__(self):
         self.file = ArrayRecordWriter(str(self.partial), FORMAT)
@@ -53,7 +59,8 @@ class Writer:
 
     def write(self, image: np.ndarray) -> None:
         """Adds one (h, w, 3) uint8 picture."""
-        self.file.write(cv2.imencode(".jpg", image[..., ::-1], JPEG)[1].tobytes())
+        data = cv2.imencode(".jpg", image[..., ::-1], JPEG)[1].tobytes()
+        self.file.write(data[:JPEG_HEAD] + self.comment + data[JPEG_HEAD:])
         self.count += 1
 
     def __exit__(self, kind, error, trace):
@@ -90,6 +97,33 @@ def unpack(rows: np.ndarray) -> face.Track:
     return face.Track(face.Face(*(rows[name] for name in face.Face._fields)), rows["found"])
 
 
+@contextlib.contextmanager
+def tracks_writer(path: Path) -> Iterator[Callable[[face.Track], None]]:
+    """Puts tracks one after the other into one file as they come; it appears complete or not at all."""
+    partial, count = path.with_name(f".{path.name}.partial"), 0
+
+    def write(track: face.Track) -> None:
+        nonlocal count
+        file.write(pack(track).tobytes())
+        count += len(track.found)
+
+    def head() -> None:
+        shape = {"descr": np.lib.format.dtype_to_descr(FACES), "fortran_order": False, "shape": (count,)}
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, shape)  # of one length whatever the count
+
+    with open(partial, "wb") as file:
+        head()
+        yield write
+        head()
+    os.replace(partial, path)
+
+
+def read_track(path: Path, start: int, count: int) -> face.Track:
+    """Some rows of such a file; no others come into memory."""
+    return unpack(np.array(np.load(path, mmap_mode="r")[start : start + count]))
+
+
 def sharpness(image: np.ndarray, where: face.Face) -> float:
     """Energy of the face's finest detail as a share of its contrast, at one size for all faces."""
     half = where.size / 2
@@ -104,17 +138,9 @@ class Cut(NamedTuple):
     sharpness: float | None  # only of every SHARPNESS_EVERY-th frame
 
 
-def cut(frames: Iterable[video.Frame], wanted: list[tuple[int, face.Track]], size: int) -> Iterator[Iterator[Cut]]:
-    """The crops of shots, one shot after the other, in one pass: `wanted` are (first frame, track) that do not overlap.
-
-    Take all crops of one shot before asking for the next.
-    """
-    frames = enumerate(frames)
-    for first, track in wanted:
-        yield _crops(frames, first, track, face.crop_box(track.faces), size)
-
-
-def _crops(frames, first: int, track: face.Track, box: face.Box, size: int) -> Iterator[Cut]:
+def cut(frames: Iterator[tuple[int, video.Frame]], first: int, track: face.Track, size: int) -> Iterator[Cut]:
+    """The crops of one shot. `frames` are numbered; those after the shot are left for the next one."""
+    box = face.crop_box(track.faces)
     for index, frame in frames:
         if index < first:
             continue

@@ -72,11 +72,13 @@ class Drawn(NamedTuple):
     rejected: list[tuple[str, str]]  # name, why
 
 
-def draw(a: Stored, others: list[Stored], maker: Maker, size: int, target: Path) -> tuple[Drawn, np.ndarray | None]:
-    """Writes the frames of the first acceptable driver to `target`; with them come its points."""
+def draw(
+    a: Stored, others: list[Stored], maker: Maker, size: int, target: Path, metadata: dict[str, str]
+) -> tuple[Drawn, np.ndarray | None]:
+    """Writes the frames of the first acceptable driver, with their metadata, to `target`; with them come its points."""
     rejected = []
     for b in others:
-        with crops.Writer(target) as writer:
+        with crops.Writer(target, metadata) as writer:
             for frame in maker.make(a, b, size):
                 writer.write(frame)
         why = maker.judge(a, b, target)

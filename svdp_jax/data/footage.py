@@ -2,7 +2,9 @@
 
 `NAME.mp4` is what a camera would have given; `NAME.toy.npz` holds the person, the motion of every
 frame, and where in the picture the drawing stands; `NAME.npy` holds landmarks, since finders of
-real faces do not see these. It is for trying and testing `svdp_jax.prepare`.
+real faces do not see these. It is for trying and testing `svdp_jax.prepare`, whose gate must be opened
+with `--limit yaw=0:50`: noses here stand further out than people's, so that a turn of 34 degrees, the
+most there is, is read as up to 45.
 """
 
 from collections.abc import Iterator
@@ -18,9 +20,11 @@ from svdp_jax.data import toy, video
 from svdp_jax.errors import UserError
 
 RATE = Fraction(25)
-HEIGHT, WIDTH, DRAWN = 288, 352, 224  # pixels of the picture, and of the drawing in it
+DRAWN = 224  # pixels of the drawing in the picture
+HEIGHT, WIDTH = 9 / 7, 11 / 7  # of the picture, in sides of the drawing
 SECONDS = 4.0
 ROOM = 200  # grey of the wall around the drawing
+AROUND = 0.015  # sides of the drawing, 0.06 distances of the eyes, between a part and its outline
 AT_ONCE = 25  # frames
 DIRECTIONS = np.exp(2j * np.pi * np.arange(16) / 16)
 
@@ -38,18 +42,19 @@ _render = jax.jit(toy.render, static_argnums=2)
 _regions = jax.jit(toy.regions, static_argnums=2)
 
 
-def write(folder: Path, clips: int, seconds: float, seed: int = 0) -> list[Path]:
+def write(folder: Path, clips: int, seconds: float, drawn: int = DRAWN) -> list[Path]:
     """Writes this many videos, each of another person, with their truth."""
     folder.mkdir(parents=True, exist_ok=True)
-    keys = jax.random.split(jax.random.key(seed), clips)
-    return [_write(folder / f"person{number:03}", key, seconds) for number, key in enumerate(keys)]
+    keys = jax.random.split(jax.random.key(0), clips)
+    return [_write(folder / f"person{number:03}", key, seconds, drawn) for number, key in enumerate(keys)]
 
 
-def _write(stem: Path, key, seconds: float) -> Path:
+def _write(stem: Path, key, seconds: float, drawn: int) -> Path:
     key_who, key_how, key_where = jax.random.split(key, 3)
-    x, y = (int(v) for v in jax.random.randint(key_where, (2,), 0, np.array([WIDTH - DRAWN, HEIGHT - DRAWN])))
+    height, width = _shape(drawn)
+    x, y = (int(v) for v in jax.random.randint(key_where, (2,), 0, np.array([width - drawn, height - drawn])))
     motion = toy.sample_motion(key_how, round(seconds * RATE), float(RATE))
-    truth = Truth(toy.sample_identity(key_who), motion, x + 1j * y, DRAWN)
+    truth = Truth(toy.sample_identity(key_who), motion, x + 1j * y, drawn)
     path = stem.with_suffix(".mp4")
     save(truth_path(path), truth)
     points = outlines(truth, truth.identity, 0, len(motion.yaw))
@@ -58,6 +63,11 @@ def _write(stem: Path, key, seconds: float) -> Path:
         for picture in pictures(truth, truth.identity, 0, len(motion.yaw)):
             writer.write(picture)
     return path
+
+
+def _shape(drawn: int) -> tuple[int, int]:
+    """Height and width of the picture around a drawing."""
+    return round(HEIGHT * drawn), round(WIDTH * drawn)
 
 
 def truth_path(path: Path) -> Path:
@@ -85,7 +95,7 @@ def pictures(truth: Truth, who: toy.Identity, first: int, count: int) -> Iterato
     for start in range(first, first + count, AT_ONCE):
         drawings = _render(who, _frames(truth.motion, start), truth.drawn)
         for drawing in np.asarray(drawings)[: first + count - start]:
-            picture = np.full((HEIGHT, WIDTH, 3), ROOM, np.uint8)
+            picture = np.full((*_shape(truth.drawn), 3), ROOM, np.uint8)
             x, y = int(truth.corner.real), int(truth.corner.imag)
             picture[y : y + truth.drawn, x : x + truth.drawn] = np.clip(drawing * 255 + 0.5, 0, 255)
             yield picture
@@ -98,12 +108,12 @@ def _frames(motion: toy.Motion, start: int) -> toy.Motion:
 
 
 def regions(truth: Truth, who: toy.Identity, first: int, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """Where eyes, nose and mouth of `who` truly are: masks (HEIGHT, WIDTH) bool by name, frame by frame."""
+    """Where eyes, nose and mouth of `who` truly are: masks (height, width) bool by name, frame by frame."""
     x, y = int(truth.corner.real), int(truth.corner.imag)
     for start in range(first, first + count, AT_ONCE):
         found = jax.tree.map(np.asarray, _regions(who, _frames(truth.motion, start), truth.drawn))
         for i in range(min(AT_ONCE, first + count - start)):
-            masks = {name: np.zeros((HEIGHT, WIDTH), bool) for name in found._fields}
+            masks = {name: np.zeros(_shape(truth.drawn), bool) for name in found._fields}
             for name, values in found._asdict().items():
                 masks[name][y : y + truth.drawn, x : x + truth.drawn] = values[i] > 0.5
             yield masks
@@ -111,20 +121,20 @@ def regions(truth: Truth, who: toy.Identity, first: int, count: int) -> Iterator
 
 def outlines(truth: Truth, who: toy.Identity, first: int, count: int) -> np.ndarray:
     """Landmarks (f, 64) of the footage with `who` in it: outlines of left eye, right eye, nose, mouth."""
-    return np.stack([_outlines(masks) for masks in regions(truth, who, first, count)])
+    return np.stack([_outlines(masks, AROUND * truth.drawn) for masks in regions(truth, who, first, count)])
 
 
-def _outlines(masks: dict[str, np.ndarray]) -> np.ndarray:
+def _outlines(masks: dict[str, np.ndarray], room: float) -> np.ndarray:
     _, parts, _, centres = cv2.connectedComponentsWithStats(masks["eyes"].astype(np.uint8))
     left, right = np.argsort(centres[1:3, 0]) + 1
-    return np.concatenate([_around(m) for m in (parts == left, parts == right, masks["nose"], masks["mouth"])])
+    return np.concatenate([_around(m, room) for m in (parts == left, parts == right, masks["nose"], masks["mouth"])])
 
 
-def _around(mask: np.ndarray) -> np.ndarray:
-    """The 16 corners of the tightest polygon of 16 fixed directions around all that is True."""
+def _around(mask: np.ndarray, room: float) -> np.ndarray:
+    """The 16 corners of the polygon of 16 fixed directions so many pixels around all that is True."""
     y, x = np.nonzero(mask)
     pixels = x + 1j * y
-    reach = np.array([(pixels * direction.conj()).real.max() + 0.5 for direction in DIRECTIONS])
+    reach = np.array([(pixels * direction.conj()).real.max() + 0.5 + room for direction in DIRECTIONS])
     turn = 2 * np.pi / len(DIRECTIONS)
     along = (np.roll(reach, -1) - reach * np.cos(turn)) / np.sin(turn)
     return DIRECTIONS * (reach + 1j * along)

@@ -6,6 +6,7 @@ array (f, k, 2) of x and y with NaN where no face was seen; or `.json`, a list w
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,8 @@ LAYOUTS = {
         [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185],
         0.15,
     )),
-    # Four outlines of sixteen points each around all that is to be kept.
+    # Four outlines of sixteen points each around all that is to be kept, with some room: where they are smoothed
+    # over time, a mouth that opens within four frames leaves its outline by up to 0.03.
     64: Layout([*range(16)], [*range(16, 32)], [*range(32, 48)], [*range(48, 64)], 0.0),
 }  # fmt: skip
 
@@ -48,37 +50,55 @@ class Landmarks(NamedTuple):
     track: face.Track
 
 
-def read(path, frames: int) -> Landmarks:
-    """The landmarks of a video of so many frames. UserError where the file does not fit it."""
-    points = _load(path)
-    if len(points) != frames:
-        raise UserError(f"{path}: landmarks of {len(points)} frames, but the video has {frames}.")
-    found = np.isfinite(points).all(1)
-    if not found.any():
-        raise UserError(f"{path}: no frame has all its landmarks; give those of a video with a face.")
-    where, index = np.flatnonzero(found), np.arange(frames)
-    points = np.stack([np.interp(index, where, column[where]) for column in points.T], 1)
-    return Landmarks(points, face.Track(_faces(points, found), found))
+Reader = Callable[[int, int], Landmarks | None]
 
 
-def _load(path) -> np.ndarray:
-    """(f, k) complex, NaN where there is no face."""
+def opened(path, frames: int) -> Reader:
+    """Reads stretches (first, count) of the landmarks of a video of so many frames; None where such a stretch
+    shows no face. Of an array no more is held in memory; JSON is read whole. UserError where the file does
+    not fit the video.
+    """
     path = Path(path)
     try:
-        if path.suffix == ".json":
-            listed = json.loads(path.read_text())
-            count = len(next(filter(None, listed)))
-            values = np.array([frame or [[np.nan, np.nan]] * count for frame in listed], float)
-        else:
-            values = np.load(path, allow_pickle=False).astype(float)
-        if values.ndim != 3 or values.shape[1] not in LAYOUTS or values.shape[2] != 2:
-            raise ValueError(f"shape {values.shape}")
-    except (OSError, ValueError, TypeError, StopIteration) as error:
+        rows = _listed(path) if path.suffix == ".json" else np.load(path, mmap_mode="r", allow_pickle=False)
+        if rows.dtype.kind not in "fiu" or rows.ndim != 3 or rows.shape[1] not in LAYOUTS or rows.shape[2] != 2:
+            raise ValueError(f"{rows.dtype} of shape {rows.shape}")
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, StopIteration) as error:
         raise UserError(
             f"{path}: no landmarks ({error}); give .npy or .json of (frames, points, 2) "
             f"with {', '.join(map(str, LAYOUTS))} points."
         ) from None
-    return values[..., 0] + 1j * values[..., 1]
+    if len(rows) != frames:
+        raise UserError(f"{path}: landmarks of {len(rows)} frames, but the video has {frames}.")
+    if path.suffix == ".json":
+        return lambda first, count: _bridged(rows[first : first + count])
+    # Mapped anew for every stretch, as what was read of a map counts as the process's memory.
+    return lambda first, count: _bridged(np.load(path, mmap_mode="r", allow_pickle=False)[first : first + count])
+
+
+def read(path, frames: int) -> Landmarks:
+    """All landmarks of a video of so many frames. UserError where the file does not fit it."""
+    whole = opened(path, frames)(0, frames)
+    if whole is None:
+        raise UserError(f"{path}: no frame has all its landmarks; give those of a video with a face.")
+    return whole
+
+
+def _listed(path: Path) -> np.ndarray:
+    """(f, k, 2) of JSON, NaN where there is no face."""
+    listed = json.loads(path.read_text())
+    count = len(next(filter(None, listed)))
+    return np.array([frame or [[np.nan, np.nan]] * count for frame in listed], float)
+
+
+def _bridged(rows: np.ndarray) -> Landmarks | None:
+    points = rows[..., 0].astype(float) + 1j * rows[..., 1]
+    found = np.isfinite(points).all(1)
+    if not found.any():
+        return None
+    where, index = np.flatnonzero(found), np.arange(len(points))
+    points = np.stack([np.interp(index, where, column[where]) for column in points.T], 1)
+    return Landmarks(points, face.Track(_faces(points, found), found))
 
 
 def _faces(points: np.ndarray, found: np.ndarray) -> face.Face:

@@ -73,17 +73,17 @@ def _landmarker(model: str) -> Callable[[np.ndarray], np.ndarray | None]:
 
 def files(taken: Taken, folder: str) -> np.ndarray:
     """Points that `given` reads, of the frames of this clip."""
-    points = given(folder, taken.video, taken.total).points[taken.first : taken.first + len(taken.track.found)]
+    points = given(folder, taken.video, taken.total)(taken.first, len(taken.track.found)).points
     return _smooth((points - (taken.box.left + 1j * taken.box.top)) * taken.size / taken.box.side)
 
 
-def given(folder: str, name: str, frames: int) -> landmarks.Landmarks:
+def given(folder: str, name: str, frames: int) -> landmarks.Reader:
     """`folder/NAME.npy` or `.json`: the landmarks of all frames of a video, in pixels of its pictures."""
     paths = [Path(folder) / f"{name}{suffix}" for suffix in (".npy", ".json")]
     path = next((p for p in paths if p.exists()), None)
     if path is None:
         raise UserError(f"{paths[0]}: does not exist; --landmarks files:DIR needs one file for each video.")
-    return landmarks.read(path, frames)
+    return landmarks.opened(path, frames)
 
 
 PROVIDERS = {"windows": windows, "mediapipe": mediapipe, "files": files}

@@ -295,7 +295,7 @@ def maker(weights: str) -> drivers.Maker:
             source = source_crop(picture, name=b.clip.name)
             box = driving_box(face.track(crops.read(a.frames), name=a.clip.name).faces)
         except UserError as error:
-            last["why"] = str(error)
+            last["why"] = f"no face to crop ({error})"
             return iter(())
         driving = (face.crop(frame, box, SIDE) for frame in crops.read(a.frames))
         last["made"] = reenactor.reenact(source, driving)
@@ -304,11 +304,13 @@ def maker(weights: str) -> drivers.Maker:
     def why(a: drivers.Stored, b: drivers.Stored, frames: Path) -> str:
         if "why" in last:
             return last["why"]
+        if reasons := judge(last["made"]).reasons:
+            return "; ".join(reasons)
         try:
             last["points"] = outlines(frames, f"{b.clip.name} driven by {a.clip.name}")
         except UserError as error:
-            return str(error)
-        return "; ".join(judge(last["made"]).reasons)
+            return f"no face in the result ({error})"
+        return ""
 
     return drivers.Maker(make, lambda *_: last["points"], why)
 

@@ -211,16 +211,14 @@ class Records(NamedTuple):
     stretches: list[tuple[dict, int]]
 
 
-def open_records(config: configs.Config, cache: Path) -> Records:
-    """UserError where the records are not whole, are for another codec or size, or are not those that
-    the run in `cache` began with."""
+def open_records(config: configs.Config) -> Records:
+    """UserError where the records are not whole, or are for another codec or size."""
     data, codec = config.data, config.model.codec
     folder, manifest = encode.read_manifest(Path(data.path))
     wanted = {"size": data.size, "codec": encode.codec_mark(codec.kind, codec.factor, codec.weights)}
     for name, value in wanted.items():
         if manifest[name] != value:
             raise UserError(f"{folder} was prepared with {name} {manifest[name]}, but the config says {value}.")
-    same_as_before(cache / "records.sha256", folder)
     clips = manifest["clips"]
     stretches = [(clip, i) for clip in clips for i in range((clip["count"] - data.past) // data.frames)]
     if not stretches:
@@ -229,9 +227,9 @@ def open_records(config: configs.Config, cache: Path) -> Records:
     return Records(grain.sources.ArrayRecordDataSource(paths), encode.Layout(*manifest["latents"]), stretches)
 
 
-def record_example(config: configs.Config, cache: Path):
+def record_example(config: configs.Config, _: Path):
     """Index to an example from records. An epoch visits every stretch of every clip once, in an order of its own."""
-    data, (records, layout, stretches) = config.data, open_records(config, cache)
+    data, (records, layout, stretches) = config.data, open_records(config)
     order = grain.MapDataset.range(len(stretches)).seed(config.seed).shuffle().repeat()
 
     def example(index: int) -> dict:
@@ -246,16 +244,6 @@ def record_example(config: configs.Config, cache: Path):
         return {"source": target[0], "past": target[1:p], "target": target[p:], "driving": driving[p:], "seen": seen[p:]}
 
     return example
-
-
-def same_as_before(note: Path, folder: Path) -> None:
-    """UserError where a run began with other records than these: its place in them would mean nothing."""
-    mark = encode.file_hash(folder / encode.MANIFEST)
-    if not note.exists():
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(mark)
-    if note.read_text() != mark:
-        raise UserError(f"{folder} has changed since this run began; give a new --workdir, or the records it began with.")
 
 
 SOURCES = {"toy": toy_example, "videos": video_example, "records": record_example}

@@ -36,6 +36,7 @@ class Report(NamedTuple):
     rejected: list[Rejected]
     clips: list[dict]  # one row of the table of clips each
     rows: list[list[np.ndarray]]  # of the contact sheet, see `row`
+    metadata: dict[str, str]  # of the contact sheet
 
 
 def thumbnail(image: np.ndarray) -> str:
@@ -59,7 +60,7 @@ def write(folder: Path, report: Report) -> None:
         parts += ["<h2>Rejected</h2>", *_reasons(report.rejected)]
     if report.rows:
         sheet = video.contact_sheet(report.rows)
-        video.write_image(folder / "contact_sheet.png", sheet)
+        video.write_image(folder / "contact_sheet.png", sheet, report.metadata)
         parts += ["<h2>What is kept</h2>", '<img src="contact_sheet.png" alt="clips and what is kept of their drivers">']
     if report.clips:
         columns = list(report.clips[0])

@@ -15,6 +15,7 @@ import numpy as np
 
 from svdp_jax.data import face, video
 from svdp_jax.data.ingest import Segment
+from svdp_jax.data.landmarks import Reader
 from svdp_jax.errors import UserError
 
 SMALL = (32, 18)  # pixels of the copy in which changes are measured
@@ -49,9 +50,9 @@ class _View(NamedTuple):
 
 
 def follow(
-    frames: Iterable[video.Frame], segments: tuple[Segment, ...], longest: float, given: face.Track | None = None
+    frames: Iterable[video.Frame], segments: tuple[Segment, ...], longest: float, given: Reader | None = None
 ) -> Iterator[Shot]:
-    """The shots of a video in order, each with the track of its largest face, or its part of a `given` track."""
+    """The shots of a video in order, each with the track of its largest face, or that of `given` landmarks."""
     views = _views(frames, segments, longest)
     for _, group in itertools.groupby(views, key=lambda view: view.shot):
         yield _shot(group, given)
@@ -100,7 +101,7 @@ def _thumb_size(image) -> tuple[int, int]:
     return max(1, round(image.shape[1] * THUMB / image.shape[0])), THUMB
 
 
-def _shot(views: Iterable[_View], given: face.Track | None) -> Shot:
+def _shot(views: Iterable[_View], given: Reader | None) -> Shot:
     witness = _Witness()
     track = _track(witness, views, given)
     count = len(witness.times)
@@ -115,7 +116,7 @@ def _shot(views: Iterable[_View], given: face.Track | None) -> Shot:
     return Shot(witness.first, count, fps, track, facts | (_facts(track) if track else {}), witness.thumb)
 
 
-def _track(witness: _Witness, views: Iterable[_View], given: face.Track | None) -> face.Track | None:
+def _track(witness: _Witness, views: Iterable[_View], given: Reader | None) -> face.Track | None:
     """The track in pixels of the whole picture, None where no face is seen; the witness sees all views."""
     if given is None:
         try:
@@ -124,9 +125,8 @@ def _track(witness: _Witness, views: Iterable[_View], given: face.Track | None) 
             return None
         return track._replace(faces=face.shifted(track.faces, witness.corner))
     count = sum(1 for _ in witness.images(views))
-    here = slice(witness.first, witness.first + count)
-    track = face.Track(face.Face(*(values[here] for values in given.faces)), given.found[here])
-    return track if track.found.any() else None
+    found = given(witness.first, count)
+    return found and found.track
 
 
 def _facts(track: face.Track) -> dict[str, float]:

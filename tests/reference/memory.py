@@ -1,9 +1,11 @@
 """python tests/reference/memory.py animate|page VIDEO PICTURE
+python tests/reference/memory.py prepare
 
 Peak memory of what must not grow. `animate`: the command, on 200 and on 2 000 frames made by
 repeating VIDEO, each in a process of its own; the second may have 1.15 times the first's. `page`: a
 hundred animations of the first built-in example by one visitor after the other; memory of the
-server's process, and its files, after every tenth. The model is untrained and tiny.
+server's process, and its files, after every tenth. The model is untrained and tiny. `prepare`: all stages, self-driven,
+on noise with 68 landmarks a frame, of two lengths; what two hours at 25 frames a second would take more.
 One core of an Intel Xeon, 2026-11-24, on d18.mp4 and s9.jpg: 469 MB for 200 frames and for 2 000 in some 3 minutes;
 1162 MB after 20 animations and 1175 MB after 100, and never more than 54 files, in some 2 minutes.
 """
@@ -33,6 +35,13 @@ sys.argv = sys.argv[1:]
 animate.main()
 print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
 """
+PREPARED = """
+import sys
+from svdp_jax import prepare
+prepare.main(sys.argv[1:])
+print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
+"""
+LENGTHS, TWO_HOURS = (2_000, 20_000), 180_000  # frames
 COUNTS = 200, 200, 2000  # the first compiles, which takes more memory than all that follows
 
 
@@ -60,6 +69,24 @@ def animate(folder: Path, clip: str, picture: str) -> None:
         peaks.append(int(result.stdout.splitlines()[-1]))
         print(f"{count} frames: {peaks[-1] / 1024:.0f} MB", flush=True)
     print(f"{peaks[2] / peaks[1]:.3f} times")
+
+
+def prepare(folder: Path, *_) -> None:
+    from test_prepare import plain_film
+
+    peaks = []
+    for count in LENGTHS:
+        (folder / str(count)).mkdir()
+        plain_film(folder / str(count) / "a.mp4", count, points=68)
+        line = [sys.executable, "-c", PREPARED, folder / str(count), folder / f"out_{count}", "--size", "64", "--pairs", "self",
+                "--codec", "pixels:4", "--landmarks", f"files:{folder / str(count)}", "--limit", "face=10", "--limit", "sharpness=0",
+                "--", "--runner=none"]  # fmt: skip
+        result = subprocess.run(list(map(str, line)), stdout=subprocess.PIPE, text=True, check=True)
+        assert f"seconds of them: {count // 25}" in result.stdout
+        peaks.append(1024 * int(result.stdout.splitlines()[-1]))
+        print(f"{count} frames: {peaks[-1] / 1e6:.0f} MB", flush=True)
+    growth = (peaks[1] - peaks[0]) / (LENGTHS[1] - LENGTHS[0])
+    print(f"{growth:.0f} bytes a frame; two hours: {(peaks[1] + growth * (TWO_HOURS - LENGTHS[1])) / 1e6:.0f} MB")
 
 
 def page(folder: Path, *_) -> None:
@@ -91,4 +118,4 @@ def page(folder: Path, *_) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder))
-        {"animate": animate, "page": page}[sys.argv[1]](Path(folder), *sys.argv[2:])
+        {"animate": animate, "page": page, "prepare": prepare}[sys.argv[1]](Path(folder), *sys.argv[2:])
