@@ -5,7 +5,7 @@ FaceLandmarker, `files` reads landmarks that another tool found; theirs are smoo
 `data.landmarks` adds the margin. Points are complex pixels of the crop.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,12 +40,17 @@ def windows(taken: Taken, _: str) -> np.ndarray:
 
 def mediapipe(taken: Taken, model: str) -> np.ndarray:
     """478 points of MediaPipe's face mesh, found in the crops."""
+    return _smooth(mesh(taken.frames(), model, taken.video))
+
+
+def mesh(frames: Iterable[np.ndarray], model: str, name: str) -> np.ndarray:
+    """The points (f, 478) that MediaPipe finds in each frame, as they are; UserError, naming `name`, if it sees no face."""
     find = _landmarker(model)
-    points = [find(image) for image in taken.frames()]
+    points = [find(image) for image in frames]
     there = [p for p in points if p is not None]
     if not there:
-        raise UserError(f"{taken.video}: MediaPipe sees no face in it.")
-    return _smooth(_bridged(np.stack([np.full_like(there[0], np.nan) if p is None else p for p in points])))
+        raise UserError(f"{name}: MediaPipe sees no face in it.")
+    return _bridged(np.stack([np.full_like(there[0], np.nan) if p is None else p for p in points]))
 
 
 @cache
