@@ -4,6 +4,7 @@ A clip is cropped when it is asked for. Of videos, faces are found and windows k
 of a preparation, its stored crops and masks are taken.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache, partial
@@ -64,9 +65,11 @@ def find(folder: Path, data: configs.Data) -> Found:
 
 def seen(data: configs.Data) -> Callable[[Clip], bool]:
     """Whether a clip is of somebody in this data: by its file, and in records by the person's name too."""
-    if data.source == "toy":
-        return lambda clip: False
     folder = Path(data.path).resolve()
+    if data.source != "toy" and not folder.is_dir():
+        logging.warning("%s, which the model was trained on, is not here: nobody can be left out for being in it.", folder)
+    if data.source == "toy" or not folder.is_dir():
+        return lambda clip: False
     if data.source == "videos":
         return lambda clip: clip.path.resolve().is_relative_to(folder)
     _, manifest = encode.read_manifest(folder)
@@ -117,7 +120,8 @@ def cut(out: Path) -> list[Path]:
 
 def of_preparation(out: Path, clip: crops.Clip, size: int) -> Portrait:
     """size: that of the stored crops. They have no sound."""
-    rate, points = Fraction(clip.fps).limit_denominator(1001), np.load(out / "masks" / f"{clip.name}.npy")
+    rate = Fraction(clip.fps).limit_denominator(1001) or Fraction(1)  # one frame alone has none
+    points = np.load(out / "masks" / f"{clip.name}.npy")
 
     def frames() -> Iterator[face.DrivingFrame]:
         for index, (crop, outlines) in enumerate(zip(crops.read(stages.frames_of(out, clip)), points, strict=True)):

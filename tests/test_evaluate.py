@@ -313,6 +313,7 @@ def test_a_folder_is_reenacted_and_scored(portraits, tmp_path):
     assert all(clip["frames"] == 4 and clip["size"] == (64, 64) for clip in results["clips"])
 
 
+BLOBS = 4  # frames
 RING = np.exp(2j * np.pi * np.arange(16) / 16)
 MARKS = np.concatenate([48 + 36j + 30 * at + 8 * RING for at in (-0.5 - 0.5j, 0.5 - 0.5j, 0, 0.7j)])
 
@@ -322,8 +323,9 @@ def prepared(tmp_path_factory):
     """A preparation, without its last stages, of blobs that landmarks call faces: two people, three clips."""
     films = tmp_path_factory.mktemp("prepared") / "films"
     for seed, name in enumerate(("ann/1", "ann/2", "bob/1")):
-        write(films / f"{name}.mp4", noise(6, (96, 72), seed))
-        np.save(films / f"{name.replace('/', '__')}.npy", np.tile(np.stack([MARKS.real, MARKS.imag], -1), (6, 1, 1)))
+        first, last = (x.astype(float) for x in noise(2, (96, 72), seed))  # a glide between them is one shot
+        write(films / f"{name}.mp4", [(first + share * (last - first)).astype(np.uint8) for share in np.linspace(0, 0.1, BLOBS)])
+        np.save(films / f"{name.replace('/', '__')}.npy", np.tile(np.stack([MARKS.real, MARKS.imag], -1), (BLOBS, 1, 1)))
     out, gates = films.with_name("out"), ("face=10", "sharpness=0", "seconds=0", "frozen=0:1")
     given = [str(films), str(out), "--size", "64", "--landmarks", f"files:{films}", "--codec", "pixels:4",
              *(word for gate in gates for word in ("--limit", gate)), "--pairs", "self"]  # fmt: skip
@@ -350,10 +352,12 @@ def test_the_stored_crops_and_masks_are_evaluated(prepared, tmp_path):
     track = found.clips[0].portrait(64).track
     assert kept[tuple(int(x) for x in (track.faces.mouth[0].imag, track.faces.mouth[0].real))]
     (clip, *_), _ = clips.match(methods["mirror"])
-    assert (clip.frames, clip.fps, clip.size) == (6, 25, (64, 64))
+    assert (clip.frames, clip.fps, clip.size) == (BLOBS, 25, (64, 64))
 
 
-def test_people_of_the_training_records_are_left_out(prepared, tmp_path):
+def test_people_of_the_training_records_are_left_out(prepared, tmp_path, caplog):
+    gone = configs.Data(source="records", path=str(tmp_path / "gone"))
+    assert not unseen.find(prepared, gone).refused and "nobody can be left out" in caplog.text
     trained = configs.Data(source="records", path=str(tmp_path))
     with pytest.raises(UserError, match="no finished records"):
         unseen.find(prepared, trained)
@@ -377,7 +381,7 @@ def test_the_baseline_stands_in_the_source_crop(prepared, tmp_path, monkeypatch)
     monkeypatch.setattr(reenact.liveportrait.Reenactor, "load", lambda folder: Same())
     portrait = unseen.find(prepared, configs.Data()).clips[0].portrait(64)
     made = list(reenact.baseline(tmp_path).make(portrait, portrait))
-    assert len(made) == 6 and np.abs(made[3].astype(int) - portrait.first()).mean() < 1.5
+    assert len(made) == BLOBS and np.abs(made[-1].astype(int) - portrait.first()).mean() < 1.5
 
 
 @pytest.fixture(scope="module")
@@ -385,10 +389,10 @@ def liveportrait(tmp_path_factory):
     """Random small LivePortrait, published as the real one is and converted."""
     library("torch")
     import liveportrait_reference as reference
-    from test_liveportrait import SMALL
+    from test_pairs import TINY
 
     folder = tmp_path_factory.mktemp("liveportrait")
-    published = reference.write(reference.randomized(SMALL), SMALL, folder / "published")
+    published = reference.write(reference.randomized(TINY), TINY, folder / "published")
     assert command.main(["liveportrait", str(published), str(folder / "weights" / "liveportrait")]) == 0
     return folder / "weights"
 
@@ -400,7 +404,7 @@ def test_liveportrait_beside_a_model(prepared, liveportrait, tmp_path, monkeypat
         "--weights", liveportrait, "--protocol", protocol, "--output", tmp_path / "out")  # fmt: skip
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results.keys() == {"mirror", "liveportrait"} and not results["liveportrait"]["refused"]
-    assert [c["frames"] for c in results["liveportrait"]["clips"]] == [6, 6, 6]
+    assert [c["frames"] for c in results["liveportrait"]["clips"]] == [BLOBS] * 3
     psnr = [m["metrics"].get("PSNR") for m in results.values()]
     assert all(psnr) if protocol == "self" else "true videos" in results["liveportrait"]["skipped"]["PSNR"]
     assert "| mirror (3 clips) | liveportrait (3 clips) |" in capsys.readouterr().out

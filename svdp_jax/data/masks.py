@@ -60,13 +60,16 @@ def _landmarker(model: str) -> Callable[[np.ndarray], np.ndarray | None]:
     except ImportError:
         raise UserError(
             "--landmarks mediapipe needs MediaPipe, which brings an OpenCV of its own and so is not in any extra: "
-            "`pip install --no-deps mediapipe flatbuffers`, or use --landmarks windows."
+            "`pip install --no-deps mediapipe flatbuffers absl-py && pip install matplotlib`, or leave this option out."
         ) from None
     if not Path(model).is_file():
         raise UserError(f"{model or 'no file'}: not a model; give --landmarks mediapipe:face_landmarker.task, from MediaPipe's page.")
     tasks = mp.tasks
     options = tasks.vision.FaceLandmarkerOptions(base_options=tasks.BaseOptions(model_asset_path=model), num_faces=1)
-    landmarker = tasks.vision.FaceLandmarker.create_from_options(options)
+    try:
+        landmarker = tasks.vision.FaceLandmarker.create_from_options(options)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{model}: not a model that MediaPipe can read ({error}); fetch face_landmarker.task again.") from None
 
     def find(image: np.ndarray) -> np.ndarray | None:
         found = landmarker.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=image)).face_landmarks
