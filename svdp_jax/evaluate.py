@@ -4,11 +4,17 @@ A toy model, on drawn people and motions it never saw, where the truth is known 
 
     python -m svdp_jax.evaluate --checkpoint runs/toy_cpu
 
-Any model on a folder of videos. Protocol self: a clip's first frame is the source and the clip
-the driver, so that the truth is known. Protocol cross: drivers are other people. Videos in one
-subfolder are of one person, else each is of a person of its own:
+Any model on a folder of videos, or on the crops of one that svdp_jax.prepare made. Protocol self:
+a clip's first frame is the source and the clip the driver, so that the truth is known. Protocol
+cross: drivers are other people. Videos in one subfolder are of one person, else each is of a person
+of its own. People that the model was trained on are left out, so prepare others for it:
 
     python -m svdp_jax.evaluate --checkpoint runs/mine --data videos --protocol self
+    python -m svdp_jax.evaluate --checkpoint runs/mine --data prepared --protocol cross
+
+LivePortrait beside it on the same crops, or alone, from its converted weights in weights/liveportrait:
+
+    python -m svdp_jax.evaluate --checkpoint runs/mine --method liveportrait --data videos
 
 Videos that are there already, matched by name (clip.mp4 with clip.mp4; sources may be pictures);
 several methods stand side by side:
@@ -23,12 +29,14 @@ not there is skipped, and the report says how to get them.
 import argparse
 from pathlib import Path
 
-from svdp_jax import measure, report, toy_score
+from svdp_jax import config as configs, measure, report, toy_score, unseen
 from svdp_jax.animator import Animator
 from svdp_jax.clips import Folders, match
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.metrics import METRICS
-from svdp_jax.reenact import PROTOCOLS, reenact, unseen
+from svdp_jax.reenact import BASELINES, PROTOCOLS, paired, reenact, trained
+
+BASELINE_SIZE = 512  # pixels of the crops of videos, where no model of ours is there to say
 
 
 def main() -> None:
@@ -40,36 +48,45 @@ def main() -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="DIR", help="a work folder of svdp_jax.train")
     add("--clips", type=int, default=8, metavar="N", help="how many drawn clips, without --data (default 8)")
-    add("--data", type=Path, metavar="DIR", help="videos of people the model was not trained on")
+    add("--method", choices=list(BASELINES), help="score this too, or alone: its weights are a folder of --weights")
+    add("--data", type=Path, metavar="DIR", help="videos, or what svdp_jax.prepare made of them; prepared crops have no sound")
     add("--protocol", choices=PROTOCOLS, default="self", help="who drives (default self)")
     add("--results", action="append", default=[], metavar="[NAME=]DIR", help="result videos of a method")
     add("--reference", type=Path, metavar="DIR", help="what the results should have become")
     add("--driving", type=Path, metavar="DIR", help="the drivers, where they are other people")
     add("--source", type=Path, metavar="DIR", help="source pictures; default: the reference's first frames")
     add("--weights", type=Path, default=Path("weights"), metavar="DIR",
-        help="converted networks of the metrics, a folder each (default weights)")  # fmt: skip
+        help="converted networks of metrics and methods, a folder each (default weights)")  # fmt: skip
+    add("--landmarks", default="", metavar="mediapipe:MODEL.task",
+        help="find irises and lids for gaze and eye MAE, rather than read them from .npy beside the videos")  # fmt: skip
     add("--output", type=Path, metavar="DIR", help="default evaluation; for toy models results in the checkpoint's folder")
     options = parser.parse_args()
     say_errors("evaluate", lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
-    if not options.checkpoint and not options.results:
-        raise UserError("name what to score: --checkpoint DIR, or --results DIR with --reference DIR.")
-    if options.checkpoint and options.results:
-        raise UserError("score a checkpoint or results; the checkpoint's videos are kept and can be --results later.")
+    if not (options.checkpoint or options.method or options.results):
+        raise UserError("name what to score: --checkpoint DIR, --method NAME, or --results DIR with --reference DIR.")
+    if options.results and (options.checkpoint or options.method):
+        raise UserError("score what is to be made or --results; what is made is kept and can be --results later.")
+    if options.method and not options.data:
+        raise UserError(f"--method {options.method} needs --data DIR, with videos to animate.")
     if options.checkpoint and not options.data:
-        animator = Animator.load(options.checkpoint)
-        if animator.config.data.source != "toy":
-            raise UserError(f"{options.checkpoint} was trained on videos; name others to score it on with --data DIR.")
-        folder = options.output or options.checkpoint / "results"
-        print(toy_score.table(toy_score.evaluate(animator, options.clips, folder)))
-        return
-    output = options.output or Path("evaluation")
+        return toy(options)
+    output, calls = options.output or Path("evaluation"), measure.mesh(options.landmarks)
     with report.whole(output) as partial:
         methods, refused = (given if options.results else generated)(options, partial)
-        results = score(methods, refused, options.weights, partial)
+        results = score(methods, refused, measure.load(options.weights) | calls, options.weights, partial)
     print(report.table(results), *report.remarks(results), f"The report is {output / 'report.html'}.", sep="\n")
+
+
+def toy(options: argparse.Namespace) -> None:
+    """Scores a toy model on people that are drawn for it."""
+    animator = Animator.load(options.checkpoint)
+    if animator.config.data.source != "toy":
+        raise UserError(f"{options.checkpoint} was trained on videos; name others to score it on with --data DIR.")
+    folder = options.output or options.checkpoint / "results"
+    print(toy_score.table(toy_score.evaluate(animator, options.clips, folder)))
 
 
 def given(options: argparse.Namespace, folder: Path):
@@ -81,23 +98,32 @@ def given(options: argparse.Namespace, folder: Path):
         if name in methods or Path(name).name != name:
             raise UserError(f"--results {text}: give each method a name of its own, as in --results ours=DIR.")
         methods[name] = Folders(Path(path), options.reference, options.driving, options.source)
-    return methods, {}
+    return methods, {name: {} for name in methods}
 
 
 def generated(options: argparse.Namespace, folder: Path):
-    """The folders of the checkpoint's videos, once these are made, and what could not be made."""
-    animator = Animator.load(options.checkpoint)
-    pairs = unseen(options.data, options.protocol, animator.config.data)
-    return reenact(animator, pairs, options.protocol, folder / "generated")
+    """The folders of what the checkpoint and the method make, and by name what could not be made."""
+    animator = options.checkpoint and Animator.load(options.checkpoint)
+    found = unseen.find(options.data, animator.config.data if animator else configs.Data())
+    size = animator.size if animator else found.size or BASELINE_SIZE
+    if found.size not in (None, size):
+        raise UserError(f"{options.data} was prepared with --size {found.size}, but the model's pictures have {size} pixels.")
+    methods = [trained(animator)] if animator else []
+    methods += [BASELINES[options.method](options.weights)] if options.method else []
+    pairs = paired(found.clips, options.protocol)
+    folders, refused = reenact(methods, pairs, size, options.protocol, folder / "generated")
+    return folders, {name: found.refused | reasons for name, reasons in refused.items()}
 
 
-def score(methods: dict[str, Folders], refused: dict[str, str], weights: Path, folder: Path) -> dict:
-    """Scores all methods and writes the report; returns what results.json holds."""
-    calls = measure.load(weights)
+def score(methods: dict[str, Folders], refused: dict[str, dict[str, str]], calls: dict, weights: Path, folder: Path) -> dict:
+    """Scores all methods with these networks and writes the report; returns what results.json holds.
+
+    refused: by method and clip, why there is no video of it. weights: where networks are that `calls` lacks.
+    """
     scores, refusals, skipped = {}, {}, {}
     for name, folders in methods.items():
         clips, misfits = match(folders)
-        refusals[name] = refused | misfits
+        refusals[name] = misfits | refused[name]
         if not clips:
             reasons = "; ".join(f"{clip}: {reason}" for clip, reason in refusals[name].items())
             raise UserError(f"no clip of {name} can be scored ({reasons}).")

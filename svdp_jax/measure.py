@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from svdp_jax import checkpoint, metrics
 from svdp_jax.clips import STRETCH, Clip, frames, stretches
-from svdp_jax.data import face, landmarks, sound, video
+from svdp_jax.data import face, landmarks, masks, sound, video
 from svdp_jax.errors import UserError
 from svdp_jax.metrics import METRICS
 from svdp_jax.models.vae import from_uint8
@@ -95,6 +95,23 @@ def load(weights: Path) -> dict[str, Callable]:
         for name, call in CALLS.items()
         if call.network in networks
     }
+
+
+def mesh(choice: str) -> dict[str, Callable]:
+    """The call `mesh`, of frames and their name to the points (f, 478) of the face's mesh, by a choice such as
+    mediapipe:MODEL; none without a choice. UserError where it cannot work."""
+    if not choice:
+        return {}
+    kind, _, model = choice.partition(":")
+    if kind != "mediapipe":
+        raise UserError(f"--landmarks {choice}: give mediapipe:MODEL.task; files are found beside the videos.")
+    masks.check(choice)
+    return {"mesh": lambda frames, name: masks.mesh(frames, model, name)}
+
+
+def no_weights(network: str, weights: Path) -> str:
+    """What is said where a network is missing, with the fix."""
+    return f"no weights in {weights / network}: {ORIGINS[network]}, then python -m convert {network} SRC {weights / network}"
 
 
 def compiled(network: nnx.Module, function: Callable, rows: int) -> Callable:
@@ -240,13 +257,21 @@ def motion(reader: Reader, role: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def eyes(reader: Reader, role: str) -> metrics.Eyes:
-    """Points of both eyes, from the landmarks beside the video."""
+    """Points of both eyes, from the frames where a model is named, else from the landmarks beside the video."""
+    if "mesh" in reader.calls:
+        points = reader.calls["mesh"](frames(reader.clip, role), role)
+    else:
+        points = filed(reader, role)
+    return metrics.Eyes(*(points[:, numbers] for numbers in MESH))
+
+
+def filed(reader: Reader, role: str) -> np.ndarray:
+    """Points (f, 478) of the clip's frames, from the landmarks beside the video."""
     clip, path = reader.clip, landmark_file(reader.clip, role)
     points = landmarks.read(path, video.probe(clip.paths[role]).frames).points
     if points.shape[1] != MESH_POINTS:
         raise UserError(f"{path} has {points.shape[1]} points, not the {MESH_POINTS} that tell the irises")
-    points = points[clip.places.get(role, np.arange(clip.frames))]
-    return metrics.Eyes(*(points[:, numbers] for numbers in MESH))
+    return points[clip.places.get(role, np.arange(clip.frames))]
 
 
 def landmark_file(clip: Clip, role: str) -> Path:
@@ -296,7 +321,10 @@ class Scores(NamedTuple):
     pooled: dict[str, float]
 
 
-NO_LANDMARKS = "needs a .npy of landmarks beside each video: (frames, 478, 2), MediaPipe's face mesh with irises"
+NO_LANDMARKS = (
+    "needs --landmarks mediapipe:face_landmarker.task, a model from MediaPipe's page, or a .npy of landmarks beside each "
+    "video: (frames, 478, 2), MediaPipe's face mesh with irises"
+)
 MISSING = {
     "reference": "needs the true videos (--reference)",
     "driving": "needs driving videos (--driving)",
@@ -312,13 +340,11 @@ def unusable(name: str, calls: dict[str, Callable], clip: Clip, weights: Path) -
         for role in wanted:
             if role not in clip.paths:
                 return MISSING[role]
-            if BASES.get(feature) == "eyes" and not landmark_file(clip, role).is_file():
+            if BASES.get(feature) == "eyes" and "mesh" not in calls and not landmark_file(clip, role).is_file():
                 return NO_LANDMARKS
         base = BASES.get(feature, feature)
         if base in CALLS and base not in calls:
-            network = CALLS[base].network
-            fix = f"{ORIGINS[network]}, then python -m convert {network} SRC {weights / network}"
-            return f"no weights in {weights / network}: {fix}"
+            return no_weights(CALLS[base].network, weights)
     return None
 
 

@@ -1,26 +1,26 @@
-"""Makes the videos of an evaluation: a model animates people it was not trained on."""
+"""Makes the videos of an evaluation: each method animates people, one after the other, from the same crops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from svdp_jax import config as configs
-from svdp_jax.animator import Animator
+from svdp_jax import measure, shipped
+from svdp_jax.animator import Animator, provenance
 from svdp_jax.clips import Folders
-from svdp_jax.data import face, video
-from svdp_jax.data.ingest import SUFFIXES, below
+from svdp_jax.data import face, pairs as liveportrait, video
+from svdp_jax.data.paste import paste_turned
 from svdp_jax.errors import UserError
+from svdp_jax.unseen import Clip, Portrait
 
 
 class Pair(NamedTuple):
-    """A driving video, and the video whose first frame is the source."""
+    """A clip that drives, and the one whose first frame is the source."""
 
-    name: str
-    source: Path
-    driving: Path
+    source: Clip
+    driving: Clip
 
 
 def own(index: int, people: list[str]) -> int:
@@ -40,61 +40,94 @@ def another(index: int, people: list[str]) -> int:
 PROTOCOLS: dict[str, Callable[[int, list[str]], int]] = {"self": own, "cross": another}
 
 
-def unseen(folder: Path, protocol: str, data: configs.Data) -> list[Pair]:
-    """Pairs from a folder of videos. UserError where the model, trained on `data`, has seen them."""
+def paired(clips: list[Clip], protocol: str) -> list[Pair]:
+    people = [clip.person for clip in clips]
+    return [Pair(clips[PROTOCOLS[protocol](i, people)], clip) for i, clip in enumerate(clips)]
+
+
+# Methods
+
+
+class Method(NamedTuple):
+    """Something that animates. make: from a source's and a driver's crops, a picture of that size for every frame
+    of the driver. tags: of the files, `animator.provenance`."""
+
+    name: str
+    make: Callable[[Portrait, Portrait], Iterator[np.ndarray]]
+    tags: dict[str, str]
+
+
+def trained(animator: Animator) -> Method:
+    """A model of ours."""
+
+    def make(source: Portrait, driving: Portrait) -> Iterator[np.ndarray]:
+        masked = (frame.masked[None] for frame in driving.frames())
+        return (pictures[0] for pictures in animator.generate(source.first()[None], masked))
+
+    return Method(animator.config.name, make, animator.provenance)
+
+
+def baseline(weights: Path) -> Method:
+    """LivePortrait in its own crops, its relative motion, put back into the source's crop."""
+    folder = weights / "liveportrait"
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name one that holds videos.")
-    paths = below(folder)
-    if not paths:
-        raise UserError(f"{folder} holds no video ending in {', '.join(sorted(SUFFIXES))}.")
-    if data.source != "toy":
-        seen = [p for p in paths if p.resolve().is_relative_to(Path(data.path).resolve())]
-        if seen:
-            raise UserError(f"{seen[0]} is among the videos the model was trained on; score it on other people.")
-    parts = [path.relative_to(folder).with_suffix("").parts for path in paths]
-    people, names = [part[0] for part in parts], ["_".join(part) for part in parts]
-    chosen = PROTOCOLS[protocol]
-    return [Pair(names[i], paths[chosen(i, people)], paths[i]) for i in range(len(paths))]
+        raise UserError(f"--method liveportrait: {measure.no_weights('liveportrait', weights)}.")
+    reenactor = liveportrait.Reenactor.load(folder)
+
+    def make(source: Portrait, driving: Portrait) -> Iterator[np.ndarray]:
+        picture, box = source.first(), liveportrait.driving_box(driving.track.faces)
+        a, b = liveportrait.source_place(face.at(source.track, 0))
+        upright = face.warp(picture, a, b, (liveportrait.SOURCE_SIDE, liveportrait.SOURCE_SIDE))
+        seen = (face.crop(frame.crop, box, liveportrait.SIDE) for frame in driving.frames())
+        return (paste_turned(picture, a, b, frame) for frame in reenactor.reenact(upright, seen))
+
+    return Method("liveportrait", make, provenance(f"LivePortrait {shipped.fingerprint(folder)}"))
+
+
+# By the name of --method: a folder of converted networks to a method.
+BASELINES: dict[str, Callable[[Path], Method]] = {"liveportrait": baseline}
+
+
+# Videos
 
 
 def reenact(
-    animator: Animator, pairs: list[Pair], protocol: str, folder: Path
-) -> tuple[dict[str, Folders], dict[str, str]]:
-    """Animates all pairs into folders of results, drivers and sources, all cropped alike.
+    methods: list[Method], pairs: list[Pair], size: int, protocol: str, folder: Path
+) -> tuple[dict[str, Folders], dict[str, dict[str, str]]]:
+    """Animates all pairs into folders of results, drivers and sources, all cropped alike, `size` pixels a side.
 
-    Returns the folders by the model's name, and by clip why some could not be made.
+    Returns, by the method's name, its folders, and by clip why some could not be made.
     """
-    name = animator.config.name
-    folders = Folders(folder / name, None, folder / "driving", folder / "source")
-    for path in filter(None, folders):
+    folders = {m.name: Folders(folder / m.name, None, folder / "driving", folder / "source") for m in methods}
+    for path in {path for each in folders.values() for path in filter(None, each)}:
         path.mkdir(parents=True)
-    refused = {}
+    refused = {method.name: {} for method in methods}
     for pair in tqdm(pairs, desc="Animating", unit="clip"):
-        try:
-            animate(animator, pair, folders)
-        except UserError as error:
-            refused[pair.name] = str(error)
-    if len(refused) == len(pairs):
-        raise UserError(f"no video could be animated; the first: {refused[pairs[0].name]}")
+        for method in methods:
+            try:
+                animate(method, pair, size, folders[method.name])
+            except UserError as error:
+                refused[method.name][pair.driving.name] = str(error)
+    for name, reasons in refused.items():
+        if len(reasons) == len(pairs):
+            raise UserError(f"{name} could animate no clip; the first: {reasons[pairs[0].driving.name]}")
     if protocol == "self":
-        folders = folders._replace(reference=folders.driving, driving=None)
-    return {name: folders}, refused
+        folders = {name: each._replace(reference=each.driving, driving=None) for name, each in folders.items()}
+    return folders, refused
 
 
-def animate(animator: Animator, pair: Pair, folders: Folders) -> None:
-    """One pair: the crops of driver and source, and the result, each complete or absent."""
-    size, first = animator.config.data.size, next(video.read_frames(pair.source)).image
-    source = face.crop(first, face.crop_box(face.track([first], name=str(pair.source)).faces), size)
-    driving, fps = face.prepare_driving(pair.driving, size), video.probe(pair.driving).fps
-    paths = [path / f"{pair.name}.mp4" for path in (folders.driving, folders.result)]
-    made = video.VideoWriter(paths[1], fps, pair.driving, animator.provenance)
-    with video.VideoWriter(paths[0], fps, pair.driving) as crops, made:
+def animate(method: Method, pair: Pair, size: int, folders: Folders) -> None:
+    """One pair: the crops of driver and source, unless another method made them, and the result, each whole or absent."""
+    source, driving = (clip.portrait(size) for clip in (pair.source, pair.driving))
+    name = f"{pair.driving.name}.mp4"
+    if not (folders.driving / name).exists():
+        video.write_image(folders.source / f"{pair.driving.name}.png", np.ascontiguousarray(source.first()))
+        write(folders.driving / name, (frame.crop for frame in driving.frames()), driving)
+    write(folders.result / name, method.make(source, driving), driving, method.tags)
 
-        def masked():
-            for frame in face.driving_frames(driving):
-                crops.write(frame.crop, frame.time)
-                yield frame.masked[None]
 
-        for picture in animator.generate(source[None], masked()):
-            made.write(picture[0])
-    video.write_image(folders.source / f"{pair.name}.png", np.ascontiguousarray(source))
+def write(path: Path, pictures: Iterator[np.ndarray], driving: Portrait, tags: dict[str, str] | None = None) -> None:
+    """With the rate and the sound of the driver."""
+    with video.VideoWriter(path, driving.fps, driving.sound, tags) as writer:
+        for picture in pictures:
+            writer.write(picture)

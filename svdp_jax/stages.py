@@ -194,8 +194,8 @@ def crops_done(job: Job) -> bool:
     return (job.out / "crops" / job.item.name / "clips.json").exists()
 
 
-def clips(out: Path, sources: list[ingest.Source]) -> list[crops.Clip]:
-    """The accepted clips of all sources, in the order of their names."""
+def clips(out: Path, sources: list[ingest.Source] | list[Path]) -> list[crops.Clip]:
+    """The accepted clips of all sources, or of folders named like them, in the order of their names."""
     listed = [read_json(out / "crops" / source.name / "clips.json") or {"clips": []} for source in sources]
     found = [crops.Clip(**clip | {"box": face.Box(*clip["box"])}) for about in listed for clip in about["clips"]]
     return sorted(found, key=lambda clip: clip.name)
@@ -205,7 +205,8 @@ def frames_of(out: Path, clip: crops.Clip) -> Path:
     return out / "crops" / clip.video / f"{clip.name.rsplit('-', 1)[1]}.frames"
 
 
-def _clip_track(out: Path, clip: crops.Clip) -> face.Track:
+def clip_track(out: Path, clip: crops.Clip) -> face.Track:
+    """Where the face is, in pixels of the crops."""
     return crops.unpack(np.load(frames_of(out, clip).with_suffix(".npy")))
 
 
@@ -214,7 +215,7 @@ def _clip_track(out: Path, clip: crops.Clip) -> face.Track:
 
 def outline(job: Job, advance: Callable) -> None:
     out, s, clip = job
-    track, frames = _clip_track(out, clip), frames_of(out, clip)
+    track, frames = clip_track(out, clip), frames_of(out, clip)
     taken = masks.Taken(lambda: crops.read(frames), track, clip.box, s.size, clip.first, clip.total, clip.video)
     points = masks.outlines(s.landmarks, taken)
     facts = masks.facts(points, track, s.size)
@@ -264,7 +265,7 @@ def made_by(s: Settings) -> dict[str, str]:
 
 
 def _stored(out: Path, clip: crops.Clip) -> drivers.Stored:
-    return drivers.Stored(clip, frames_of(out, clip), encode.candidates(_clip_track(out, clip))[0])
+    return drivers.Stored(clip, frames_of(out, clip), encode.candidates(clip_track(out, clip))[0])
 
 
 def pairs_done(job: Job) -> bool:
@@ -329,7 +330,7 @@ def write_manifest(out: Path, s: Settings, jobs: list[Job]) -> None:
     folder, first, entries = out / "records", 0, []
     for job in jobs:
         for clip, driver in paired(out, job.item.clips):
-            sources = encode.candidates(_clip_track(out, clip))
+            sources = encode.candidates(clip_track(out, clip))
             entries.append({"name": clip.name, "person": clip.person, "driver": driver, "first": first,
                             "count": clip.count, "fps": clip.fps, "sources": sources, "licence": clip.licence,
                             "driver_made_by": said_of(out, clip)})  # fmt: skip

@@ -41,15 +41,15 @@ def cast(key) -> tuple[toy.Identity, toy.Motion]:
     return jax.vmap(toy.sample_identity)(keys[:2]), toy.sample_motion(keys[2], FRAMES)
 
 
-def truth(seed: int = 0) -> Truth:
+def truth(seed: int = 0, size: int = SIZE) -> Truth:
     people, motion = cast(jax.random.key(seed))
     identity, driver = (toy_score.at(people, i) for i in range(2))
-    return Truth(identity, driver, motion, drawn(identity, motion))
+    return Truth(identity, driver, motion, drawn(identity, motion, size))
 
 
-def drawn(identity: toy.Identity, motion: toy.Motion) -> np.ndarray:
+def drawn(identity: toy.Identity, motion: toy.Motion, size: int) -> np.ndarray:
     # Twice, since the renderer is compiled for two people already.
-    return to_uint8(toy_score.portraits([identity, identity], motion, SIZE)[0])
+    return to_uint8(toy_score.portraits([identity, identity], motion, size)[0])
 
 
 def blurred(truth: Truth, sigma: float) -> np.ndarray:
@@ -63,14 +63,14 @@ def late(truth: Truth, frames: float) -> np.ndarray:
 def darkening(truth: Truth, levels: float) -> np.ndarray:
     """The upper third loses so many levels of 255 in 100 frames."""
     result = truth.frames.astype(np.float32)
-    result[:, : SIZE // 3] -= levels / 100 * np.arange(FRAMES, dtype=np.float32)[:, None, None, None]
+    result[:, : result.shape[1] // 3] -= levels / 100 * np.arange(FRAMES, dtype=np.float32)[:, None, None, None]
     return result.clip(0, 255).astype(np.uint8)
 
 
 def swapped(truth: Truth, share: float) -> np.ndarray:
     """Somebody on the way from the person to the driver."""
     mixed = jax.tree.map(lambda a, b: (1 - share) * a + share * b, truth.identity, truth.driver)
-    return drawn(mixed, truth.motion)
+    return drawn(mixed, truth.motion, truth.frames.shape[1])
 
 
 def frozen(truth: Truth, share: float) -> np.ndarray:
@@ -79,7 +79,7 @@ def frozen(truth: Truth, share: float) -> np.ndarray:
     motion = truth.motion._replace(
         mouth_open=hold(truth.motion.mouth_open), mouth_width=hold(truth.motion.mouth_width)
     )
-    return drawn(truth.identity, motion)
+    return drawn(truth.identity, motion, truth.frames.shape[1])
 
 
 def shimmering(truth: Truth, levels: float) -> np.ndarray:
@@ -107,15 +107,14 @@ def likeness(index: int) -> Callable[[Truth, np.ndarray], float]:
 
 
 def mouth_errors(truth: Truth, videos: list[np.ndarray]) -> list[float]:
-    """Control errors of the mouth's opening, on four frames of each of four videos, fitted at once."""
-    some = slice(4, FRAMES, 8)
-    true = jax.tree.map(lambda field: field[some], truth.motion)
-    shown = np.concatenate([frames[some] for frames in videos]) / np.float32(255)
-    fitted = jax.tree.map(lambda field: np.split(np.asarray(field), len(videos)), toy.fit(jnp.asarray(shown), truth.identity))
-    return [
-        toy_score.control_error(true, toy.Motion(*(field[i] for field in fitted)))["mouth_open"]
-        for i in range(len(videos))
-    ]
+    """Control errors of the mouth's opening in the one frame in which it is furthest from the first, of all
+    videos, fitted at once."""
+    opening = np.asarray(truth.motion.mouth_open)
+    place = int(np.abs(opening - opening[0]).argmax())
+    shown = np.stack([frames[place] for frames in videos]) / np.float32(255)
+    fitted = toy.fit(jnp.asarray(shown), truth.identity)
+    true = toy_score.at(truth.motion, place)
+    return [toy_score.control_error(true, toy_score.at(fitted, i))["mouth_open"] for i in range(len(videos))]
 
 
 def each(measure: Callable[[Truth, np.ndarray], float]) -> Callable[[Truth, list[np.ndarray]], list[float]]:

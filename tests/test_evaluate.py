@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from conftest import REAL, tiny_model
 from flax import nnx
+from torch_reference import library
 
-from svdp_jax import checkpoint, clips, config as configs, evaluate, measure, metrics, reenact, report
-from svdp_jax.data import video
+import convert.__main__ as command
+from svdp_jax import checkpoint, clips, config as configs, evaluate, measure, metrics, prepare, reenact, report, unseen
+from svdp_jax.data import encode, face, masks, video
 from svdp_jax.errors import UserError
 from svdp_jax.models.metric_nets import ArcFaceConfig, I3DConfig, LPIPSConfig, SyncNetConfig
 
@@ -95,10 +97,9 @@ def test_a_video_that_ends_early_is_not_cut_silently(folders, tmp_path):
 # The report
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Random networks, as the converter would leave them."""
-    folder, random = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
+def save_networks(folder):
+    """Random networks of the metrics, as the converter would leave them."""
+    random = np.random.default_rng(0)
 
     def draw(path, shape):
         if len(shape) > 1:
@@ -109,6 +110,12 @@ def weights(tmp_path_factory):
         network = nnx.eval_shape(lambda: checkpoint.NETWORKS[name][1](config, nnx.Rngs(0)))
         leaves = checkpoint.named(nnx.state(network))
         checkpoint.save_weights(folder / name, name, config, {p: draw(p, x.shape) for p, x in leaves.items()})
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    save_networks(folder)
     return folder
 
 
@@ -209,6 +216,9 @@ def test_a_foreign_folder_is_not_replaced(tmp_path):
         (["--results", "nowhere"], "something to be compared with"),
         (["--results", "a/../..=nowhere", "--reference", "x"], "a name of its own"),
         (["--checkpoint", "nowhere"], "holds no trained model"),
+        (["--method", "liveportrait"], "needs --data"),
+        (["--method", "liveportrait", "--data", "."], "holds no video"),
+        (["--results", "x", "--reference", "x", "--landmarks", "windows"], "give mediapipe:MODEL.task"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
@@ -220,6 +230,33 @@ def test_bad_input_is_one_sentence(arguments, words, tmp_path, monkeypatch, caps
     assert not list(tmp_path.iterdir())
 
 
+# Gaze from a model that finds landmarks
+
+
+def test_gaze_by_a_model(tmp_path, monkeypatch):
+    """Eyes whose irises stand where the red of a frame says; in a black one no face is seen."""
+
+    def find(image):
+        red = float(image[..., 0].mean())
+        points = (landmarks(1)[0] @ [1, 1j]).astype(complex)
+        points[measure.MESH.iris] = [60 + 70j + (red - 128) / 16, 110 + 70j + (red - 128) / 16]
+        return points if red > 20 else None
+
+    monkeypatch.setattr(masks, "_landmarker", lambda model: find)
+    plain = lambda red: np.full((40, 48, 3), (red, 90, 90) if red else 0, np.uint8)
+    write(tmp_path / "truth" / "a.mp4", [plain(128)] * 4)
+    write(tmp_path / "out" / "a.mp4", [plain(192), plain(192), plain(0), plain(192)])
+    (clip,), _ = clips.match(clips.Folders(tmp_path / "out", tmp_path / "truth"))
+    missing = measure.unusable("gaze MAE", {}, clip, tmp_path)
+    assert "--landmarks mediapipe:face_landmarker.task" in missing and "beside each" in missing
+    calls = measure.mesh("mediapipe:any.task")
+    assert measure.unusable("gaze MAE", calls, clip, tmp_path) is None
+    reader = measure.Reader(clip, calls)
+    errors = metrics.gaze_error(reader.feature("gaze result"), reader.feature("gaze driving"))
+    expected = np.rad2deg(np.arcsin(4 / (40 * metrics.EYEBALL)))  # 4 pixels on a ball in an opening of 40
+    np.testing.assert_allclose(errors, expected, rtol=0.05)  # within what the coding of red leaves
+
+
 # Reenactment
 
 
@@ -227,39 +264,162 @@ def test_pairs_are_of_the_same_or_of_other_people(tmp_path):
     for name in ("ann/1.mp4", "ann/2.mp4", "bob/1.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    data = configs.Data(source="videos", path=str(tmp_path / "elsewhere"))
-    own = reenact.unseen(tmp_path, "self", data)
-    assert [p.name for p in own] == ["ann_1", "ann_2", "bob_1"] and all(p.source == p.driving for p in own)
-    cross = reenact.unseen(tmp_path, "cross", data)
-    people = [(p.source.parent.name, p.driving.parent.name) for p in cross]
+    known = lambda folder: configs.Data(source="videos", path=str(folder))
+    found = unseen.find(tmp_path, known(tmp_path / "elsewhere")).clips
+    own = reenact.paired(found, "self")
+    assert [p.driving.name for p in own] == ["ann_1", "ann_2", "bob_1"] and all(p.source == p.driving for p in own)
+    people = [(p.source.person, p.driving.person) for p in reenact.paired(found, "cross")]
     assert people == [("bob", "ann"), ("bob", "ann"), ("ann", "bob")]
     with pytest.raises(UserError, match="two people"):
-        reenact.unseen(tmp_path / "ann", "cross", data) and reenact.another(0, ["ann", "ann"])
+        reenact.paired(found[:2], "cross")
+    clips, refused, _ = unseen.find(tmp_path, known(tmp_path / "ann"))
+    assert [clip.name for clip in clips] == ["bob_1"] and refused.keys() == {"ann_1", "ann_2"}
     with pytest.raises(UserError, match="the model was trained on"):
-        reenact.unseen(tmp_path / "ann", "self", configs.Data(source="videos", path=str(tmp_path)))
+        unseen.find(tmp_path, known(tmp_path))
+    (tmp_path / "bob_1.mp4").touch()
+    with pytest.raises(UserError, match="both be called bob_1"):
+        unseen.find(tmp_path, known("elsewhere"))
 
 
 class Mirror:
-    """In place of a model: shows the source for ever."""
+    """In place of a model: shows the source for ever, and keeps what it was given."""
 
-    config = configs.Config("mirror", tiny_model(), configs.Data(size=64))
+    config, size = configs.Config("mirror", tiny_model(), configs.Data(size=64)), 64
     provenance = {"comment": "a mirror"}
 
+    def __init__(self):
+        self.given = []
+
     def generate(self, source, driving):
-        return (source for _ in driving)
+        self.given.append((source[0], []))
+        for frame in driving:
+            self.given[-1][1].append(frame[0])
+            yield source
 
 
-def test_a_folder_is_reenacted_and_scored(portraits, tmp_path, monkeypatch):
+def test_a_folder_is_reenacted_and_scored(portraits, tmp_path):
     for name in ("d18", "d19"):
         frames = video.read_frames(portraits / f"{name}.mp4", stop=4)
         write(tmp_path / "data" / f"{name}.mp4", [frame.image for frame in frames])
     write(tmp_path / "data" / "faceless.mp4", noise(4, (96, 96)))
-    pairs = reenact.unseen(tmp_path / "data", "self", Mirror.config.data)
-    methods, refused = reenact.reenact(Mirror(), pairs, "self", tmp_path / "made")
-    assert refused.keys() == {"faceless"} and "no face" in refused["faceless"]
+    pairs = reenact.paired(unseen.find(tmp_path / "data", Mirror.config.data).clips, "self")
+    methods, refused = reenact.reenact([reenact.trained(Mirror())], pairs, 64, "self", tmp_path / "made")
+    assert refused["mirror"].keys() == {"faceless"} and "no face" in refused["mirror"]["faceless"]
     out = tmp_path / "out"
     out.mkdir()
-    results = evaluate.score(methods, refused, tmp_path / "none", out)["mirror"]
+    results = evaluate.score(methods, refused, {}, tmp_path / "none", out)["mirror"]
     assert {clip["name"] for clip in results["clips"]} == {"d18", "d19"}
-    assert results["refused"] == refused and 10 < results["metrics"]["PSNR"]["mean"] < 60
+    assert results["refused"] == refused["mirror"] and 10 < results["metrics"]["PSNR"]["mean"] < 60
     assert all(clip["frames"] == 4 and clip["size"] == (64, 64) for clip in results["clips"])
+
+
+BLOBS = 4  # frames
+RING = np.exp(2j * np.pi * np.arange(16) / 16)
+MARKS = np.concatenate([48 + 36j + 30 * at + 8 * RING for at in (-0.5 - 0.5j, 0.5 - 0.5j, 0, 0.7j)])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A preparation, without its last stages, of blobs that landmarks call faces: two people, three clips."""
+    films = tmp_path_factory.mktemp("prepared") / "films"
+    for seed, name in enumerate(("ann/1", "ann/2", "bob/1")):
+        first, last = (x.astype(float) for x in noise(2, (96, 72), seed))  # a glide between them is one shot
+        write(films / f"{name}.mp4", [(first + share * (last - first)).astype(np.uint8) for share in np.linspace(0, 0.1, BLOBS)])
+        np.save(films / f"{name.replace('/', '__')}.npy", np.tile(np.stack([MARKS.real, MARKS.imag], -1), (BLOBS, 1, 1)))
+    out, gates = films.with_name("out"), ("face=10", "sharpness=0", "seconds=0", "frozen=0:1")
+    given = [str(films), str(out), "--size", "64", "--landmarks", f"files:{films}", "--codec", "pixels:4",
+             *(word for gate in gates for word in ("--limit", gate)), "--pairs", "self"]  # fmt: skip
+    for stage in ("faces", "crops", "masks"):
+        prepare.main([*given, "--stage", stage, "--", "--runner=none"])
+    return out
+
+
+def test_the_stored_crops_and_masks_are_evaluated(prepared, tmp_path):
+    found = unseen.find(prepared, configs.Data())
+    assert [(c.name, c.person) for c in found.clips] == [("ann__1-000", "ann"), ("ann__2-000", "ann"), ("bob__1-000", "bob")]
+    mirror = Mirror()
+    methods, refused = reenact.reenact(
+        [reenact.trained(mirror)], reenact.paired(found.clips, "cross"), found.size, "cross", tmp_path / "made"
+    )
+    assert refused == {"mirror": {}} and found.size == 64
+    crops = [[f.crop for f in c.portrait(64).frames()] for c in found.clips]
+    for index, (source, masked) in enumerate(mirror.given):
+        np.testing.assert_array_equal(source, crops[0 if index == 2 else 2][0])
+        for crop, shown in zip(crops[index], masked, strict=True):
+            kept = (shown != face.GREY).any(-1)
+            np.testing.assert_array_equal(shown[kept], crop[kept])
+            assert 0.03 < kept.mean() < 0.4
+    track = found.clips[0].portrait(64).track
+    assert kept[tuple(int(x) for x in (track.faces.mouth[0].imag, track.faces.mouth[0].real))]
+    (clip, *_), _ = clips.match(methods["mirror"])
+    assert (clip.frames, clip.fps, clip.size) == (BLOBS, 25, (64, 64))
+
+
+def test_people_of_the_training_records_are_left_out(prepared, tmp_path, caplog):
+    gone = configs.Data(source="records", path=str(tmp_path / "gone"))
+    assert not unseen.find(prepared, gone).refused and "nobody can be left out" in caplog.text
+    trained = configs.Data(source="records", path=str(tmp_path))
+    with pytest.raises(UserError, match="no finished records"):
+        unseen.find(prepared, trained)
+    encode.write_json(tmp_path / "manifest.json", {"kind": "svdp_jax records", "clips": [{"person": "ann"}]})
+    clips, refused, _ = unseen.find(prepared, trained)
+    assert [clip.name for clip in clips] == ["bob__1-000"] and refused == dict.fromkeys(("ann__1-000", "ann__2-000"), unseen.SEEN)
+    on_videos = configs.Data(source="videos", path=str(prepared.with_name("films") / "bob"))
+    assert unseen.find(prepared, on_videos).refused.keys() == {"bob__1-000"}
+
+
+# LivePortrait as a method
+
+
+def test_the_baseline_stands_in_the_source_crop(prepared, tmp_path, monkeypatch):
+    """Where LivePortrait changes nothing, the source comes back as it was."""
+
+    class Same:
+        reenact = lambda self, source, driving: (source for _ in driving)
+
+    checkpoint.save_weights(tmp_path / "liveportrait", "arcface", NETWORKS["arcface"], {"x": np.zeros(1, np.float32)})
+    monkeypatch.setattr(reenact.liveportrait.Reenactor, "load", lambda folder: Same())
+    portrait = unseen.find(prepared, configs.Data()).clips[0].portrait(64)
+    made = list(reenact.baseline(tmp_path).make(portrait, portrait))
+    assert len(made) == BLOBS and np.abs(made[-1].astype(int) - portrait.first()).mean() < 1.5
+
+
+@pytest.fixture(scope="module")
+def liveportrait(tmp_path_factory):
+    """Random small LivePortrait, published as the real one is and converted."""
+    library("torch")
+    import liveportrait_reference as reference
+    from test_pairs import TINY
+
+    folder = tmp_path_factory.mktemp("liveportrait")
+    published = reference.write(reference.randomized(TINY), TINY, folder / "published")
+    assert command.main(["liveportrait", str(published), str(folder / "weights" / "liveportrait")]) == 0
+    return folder / "weights"
+
+
+@pytest.mark.parametrize("protocol", reenact.PROTOCOLS)
+def test_liveportrait_beside_a_model(prepared, liveportrait, tmp_path, monkeypatch, capsys, protocol):
+    monkeypatch.setattr(evaluate.Animator, "load", lambda folder: Mirror())
+    run(monkeypatch, "--checkpoint", "mirror", "--method", "liveportrait", "--data", prepared,
+        "--weights", liveportrait, "--protocol", protocol, "--output", tmp_path / "out")  # fmt: skip
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results.keys() == {"mirror", "liveportrait"} and not results["liveportrait"]["refused"]
+    assert [c["frames"] for c in results["liveportrait"]["clips"]] == [BLOBS] * 3
+    psnr = [m["metrics"].get("PSNR") for m in results.values()]
+    assert all(psnr) if protocol == "self" else "true videos" in results["liveportrait"]["skipped"]["PSNR"]
+    assert "| mirror (3 clips) | liveportrait (3 clips) |" in capsys.readouterr().out
+    frames = lambda name: np.stack([f.image for f in video.read_frames(tmp_path / "out/generated" / name / "bob__1-000.mp4")])
+    still, moving = frames("mirror").astype(int), frames("liveportrait").astype(int)
+    assert np.abs(still - moving).mean() > 3 and np.abs(np.diff(moving, axis=0)).mean() > 3 * np.abs(np.diff(still, axis=0)).mean()
+
+
+def test_another_size_and_missing_weights_are_refused(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Mirror, "size", 32)
+    monkeypatch.setattr(evaluate.Animator, "load", lambda folder: Mirror())
+    for arguments, words in (
+        (["--checkpoint", "mirror"], "prepared with --size 64, but the model's pictures have 32"),
+        (["--method", "liveportrait", "--weights", tmp_path], "then python -m convert liveportrait SRC"),
+    ):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *arguments, "--data", prepared, "--output", tmp_path / "out")
+        assert words in capsys.readouterr().err

@@ -5,7 +5,7 @@ FaceLandmarker, `files` reads landmarks that another tool found; theirs are smoo
 `data.landmarks` adds the margin. Points are complex pixels of the crop.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,12 +40,17 @@ def windows(taken: Taken, _: str) -> np.ndarray:
 
 def mediapipe(taken: Taken, model: str) -> np.ndarray:
     """478 points of MediaPipe's face mesh, found in the crops."""
+    return _smooth(mesh(taken.frames(), model, taken.video))
+
+
+def mesh(frames: Iterable[np.ndarray], model: str, name: str) -> np.ndarray:
+    """The points (f, 478) that MediaPipe finds in each frame, as they are; UserError, naming `name`, if it sees no face."""
     find = _landmarker(model)
-    points = [find(image) for image in taken.frames()]
+    points = [find(image) for image in frames]
     there = [p for p in points if p is not None]
     if not there:
-        raise UserError(f"{taken.video}: MediaPipe sees no face in it.")
-    return _smooth(_bridged(np.stack([np.full_like(there[0], np.nan) if p is None else p for p in points])))
+        raise UserError(f"{name}: MediaPipe sees no face in it.")
+    return _bridged(np.stack([np.full_like(there[0], np.nan) if p is None else p for p in points]))
 
 
 @cache
@@ -55,13 +60,16 @@ def _landmarker(model: str) -> Callable[[np.ndarray], np.ndarray | None]:
     except ImportError:
         raise UserError(
             "--landmarks mediapipe needs MediaPipe, which brings an OpenCV of its own and so is not in any extra: "
-            "`pip install --no-deps mediapipe flatbuffers`, or use --landmarks windows."
+            "`pip install --no-deps mediapipe flatbuffers absl-py && pip install matplotlib`, or leave this option out."
         ) from None
     if not Path(model).is_file():
         raise UserError(f"{model or 'no file'}: not a model; give --landmarks mediapipe:face_landmarker.task, from MediaPipe's page.")
     tasks = mp.tasks
     options = tasks.vision.FaceLandmarkerOptions(base_options=tasks.BaseOptions(model_asset_path=model), num_faces=1)
-    landmarker = tasks.vision.FaceLandmarker.create_from_options(options)
+    try:
+        landmarker = tasks.vision.FaceLandmarker.create_from_options(options)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{model}: not a model that MediaPipe can read ({error}); fetch face_landmarker.task again.") from None
 
     def find(image: np.ndarray) -> np.ndarray | None:
         found = landmarker.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=image)).face_landmarks

@@ -255,12 +255,17 @@ def shape_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 def source_crop(image: np.ndarray, pick: int = 0, name: str = "picture") -> np.ndarray:
     """The upright crop of a portrait that LivePortrait wants of a source, 512 x 512 x 3."""
-    seen = face.at(face.track([image], pick, name), 0)
+    place = source_place(face.at(face.track([image], pick, name), 0))
+    return face.warp(image, *place, (SOURCE_SIDE, SOURCE_SIDE))
+
+
+def source_place(seen: face.Face) -> tuple[complex, complex]:
+    """(a, b): pixel z of the source's crop shows the picture, in which this face is seen, at a * z + b."""
     down = seen.mouth - (seen.left_eye + seen.right_eye) / 2
     centre, side = square(seen, SOURCE_CROP, down / abs(down))
     a = side / SOURCE_SIDE * down / abs(down) / 1j
     middle = (SOURCE_SIDE - 1) / 2 * (1 + 1j)
-    return face.warp(image, a, centre - a * middle, (SOURCE_SIDE, SOURCE_SIDE))
+    return a, centre - a * middle
 
 
 def driving_box(faces: face.Face) -> face.Box:

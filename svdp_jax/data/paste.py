@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from svdp_jax.data.face import Box
+from svdp_jax.data.face import Box, warp
 from svdp_jax.data.video import resize
 
 FEATHER = 0.12  # width of the blended rim, in sides of the crop
@@ -24,6 +24,22 @@ def paste(picture: np.ndarray, box: Box, portrait: np.ndarray) -> np.ndarray:
     old = picture[rows, columns]
     result[rows, columns] = np.round(old + weight * (fitted - old))
     return result
+
+
+def paste_turned(picture: np.ndarray, a: complex, b: complex, portrait: np.ndarray) -> np.ndarray:
+    """`picture` (h, w, 3) with the square `portrait` (s, s, 3), whose pixel z lies at a * z + b, both uint8.
+
+    The rim of the portrait fades into the picture on all sides.
+    """
+    large = len(portrait)
+    side = max(1, round(large * min(1.0, abs(a))))  # brought to the picture's scale first, lest it alias
+    step = large / side
+    a, b = a * step, b + a * (step - 1) / 2 * (1 + 1j)
+    back, size = (1 / a, -b / a), picture.shape[1::-1]
+    rim = _ramp(1, side, side + 2)
+    weight = warp(np.minimum.outer(rim, rim), *back, size)[..., None]
+    fitted = warp(resize(portrait, (side, side)), *back, size).astype(np.float32)
+    return np.round(picture + weight * (fitted - picture)).astype(np.uint8)
 
 
 def _ramp(start: int, side: int, length: int) -> np.ndarray:
