@@ -142,12 +142,14 @@ def cell(method: dict, name: str) -> str:
 
 
 def remarks(results: dict) -> list[str]:
-    """What was skipped and refused, a sentence for each reason."""
+    """What was skipped, refused, and missed by some clips, a sentence for each reason."""
     skipped, lines = {}, []
     for method, m in results.items():
         for name, reason in m["skipped"].items():
             skipped.setdefault(reason, []).append(name)
         lines += [f"{method}: {name} refused, {reason}." for name, reason in m["refused"].items()]
+        faults = {name: [c["faults"][name] for c in m["clips"] if name in c["faults"]] for name in METRICS}
+        lines += [f"{method}: {name} fails on {len(f)} clips; the first: {f[0].rstrip('.')}." for name, f in faults.items() if f]
     return lines + [f"Skipped {', '.join(dict.fromkeys(names))}: {reason}." for reason, names in skipped.items()]
 
 

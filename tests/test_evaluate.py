@@ -407,7 +407,9 @@ def test_liveportrait_beside_a_model(prepared, liveportrait, tmp_path, monkeypat
     assert [c["frames"] for c in results["liveportrait"]["clips"]] == [BLOBS] * 3
     psnr = [m["metrics"].get("PSNR") for m in results.values()]
     assert all(psnr) if protocol == "self" else "true videos" in results["liveportrait"]["skipped"]["PSNR"]
-    assert "| mirror (3 clips) | liveportrait (3 clips) |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| mirror (3 clips) | liveportrait (3 clips) |" in said
+    assert "liveportrait: APD fails on 3 clips; the first: " in said and "no face is found" in said
     frames = lambda name: np.stack([f.image for f in video.read_frames(tmp_path / "out/generated" / name / "bob__1-000.mp4")])
     still, moving = frames("mirror").astype(int), frames("liveportrait").astype(int)
     assert np.abs(still - moving).mean() > 3 and np.abs(np.diff(moving, axis=0)).mean() > 3 * np.abs(np.diff(still, axis=0)).mean()
