@@ -21,8 +21,9 @@ from tqdm import tqdm
 from svdp_jax import credentials
 from svdp_jax.animator import Animator
 from svdp_jax.config import Sampling
-from svdp_jax.data import example, face, video
+from svdp_jax.data import example, face
 from svdp_jax.data.scene import CROPS
+from svdp_jax.data.writer import leave
 from svdp_jax.errors import UserError, say_errors
 
 # Options that `data.scene.prepare` takes under the same names.
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
 def animate(options: argparse.Namespace, source, driving, **finding) -> None:
     animator = Animator.load(options.checkpoint)
     output = options.output or "demo.mp4"
-    finish = credentials.signing(*options.sign, animator.provenance) if options.sign else video.leave
+    finish = credentials.signing(*options.sign, animator.provenance) if options.sign else leave
     scene = animator.save(
         output, source, driving, paste_back=options.paste_back, compare=options.compare,
         seed=options.seed, sampling=sampling(options, animator.config.sampling), show=tqdm, finish=finish, **finding,

@@ -22,6 +22,7 @@ import svdp_jax
 from svdp_jax import checkpoint, config as configs, shipped
 from svdp_jax.data import scene as scenes, video
 from svdp_jax.data.scene import Scene, Take, quietly
+from svdp_jax.data.writer import VideoWriter, leave
 from svdp_jax.diffusion import flow, guidance, sampler
 from svdp_jax.models.vae import from_uint8, to_uint8
 from svdp_jax.prompts import prompt_of
@@ -85,7 +86,7 @@ class Animator:
     def save(
         self, output, source, driving, *, paste_back: bool = False, compare: bool = False, seed: int = 0,
         sampling: configs.Sampling | None = None, show: Callable = quietly,
-        finish: Callable[[Path], None] = video.leave, **finding,
+        finish: Callable[[Path], None] = leave, **finding,
     ) -> Scene:
         """Writes to `output` what `animate` yields: .mp4 with the driver's sound, .gif, or .png.
 
@@ -101,10 +102,10 @@ class Animator:
                 writer.write(scene.shown(take, compare, paste_back), take.time)
         return scene
 
-    def writer(self, output, clip, finish: Callable[[Path], None] = video.leave) -> video.VideoWriter:
+    def writer(self, output, clip, finish: Callable[[Path], None] = leave) -> VideoWriter:
         """A writer of a video with the frame rate and sound of `clip`, marked as generated."""
         sound = None if isinstance(clip, video.Clip) else clip
-        return video.VideoWriter(output, video.probe(clip).fps, sound, self.provenance, finish)
+        return VideoWriter(output, video.probe(clip).fps, sound, self.provenance, finish)
 
     def play(self, scene: Scene, **options) -> Iterator[Take | Step]:
         """The scene's finished frames; `options` are those of `generate`."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax.data import video
+from svdp_jax.data.images import read_image, resize
 from svdp_jax.data.ingest import SUFFIXES
 from svdp_jax.errors import UserError
 
@@ -143,7 +144,7 @@ def frames(clip: Clip, role: str, which: np.ndarray | None = None) -> Iterator[n
     """
     path = clip.paths[role]
     if role == "source":
-        yield video.read_image(path) if path.suffix.lower() in PICTURES else next(video.read_frames(path)).image
+        yield read_image(path) if path.suffix.lower() in PICTURES else next(video.read_frames(path)).image
         return
     places = clip.places.get(role, np.arange(clip.frames))
     yield from picked(path, places if which is None else places[which])
@@ -168,7 +169,7 @@ def stretches(clip: Clip, roles: tuple[str, ...], overlap: int = 0) -> Iterator[
     f is `STRETCH` + `overlap`, and what is left at the end; the first `overlap` are the last of
     the stretch before.
     """
-    streams = [(video.resize(x, clip.size) for x in frames(clip, role)) for role in roles]
+    streams = [(resize(x, clip.size) for x in frames(clip, role)) for role in roles]
     together, kept = zip(*streams, strict=True), []
     while new := list(itertools.islice(together, STRETCH + overlap - len(kept))):
         kept += new

@@ -29,6 +29,7 @@ import numpy as np
 from svdp_jax.animator import Animator, Step
 from svdp_jax.config import Sampling
 from svdp_jax.data import example, face as faces, scene as scenes, video
+from svdp_jax.data.images import resize
 from svdp_jax.errors import UserError, say_errors
 
 try:
@@ -195,7 +196,7 @@ def framed(image: np.ndarray, box: faces.Box) -> np.ndarray:
     corners = [(round(x * scale), round(y * scale)) for x, y in (
         (box.left, box.top), (box.left + box.side, box.top + box.side)
     )]
-    small = video.resize(image, (round(image.shape[1] * scale), round(image.shape[0] * scale))).copy()
+    small = resize(image, (round(image.shape[1] * scale), round(image.shape[0] * scale))).copy()
     return cv2.rectangle(small, *corners, (0, 200, 0), 3)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from svdp_jax import prompts
 from svdp_jax.checkpoint import abstract_network, load_network
-from svdp_jax.data.video import write_image
+from svdp_jax.data.images import write_image
 from svdp_jax.diffusion import flow
 from svdp_jax.diffusion.sampler import euler
 from svdp_jax.errors import UserError

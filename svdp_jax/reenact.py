@@ -10,7 +10,9 @@ from tqdm import tqdm
 from svdp_jax import measure, shipped
 from svdp_jax.animator import Animator, provenance
 from svdp_jax.clips import Folders
-from svdp_jax.data import face, pairs as liveportrait, video
+from svdp_jax.data import face, pairs as liveportrait
+from svdp_jax.data.images import write_image
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.data.paste import paste_turned
 from svdp_jax.errors import UserError
 from svdp_jax.unseen import Clip, Portrait
@@ -121,13 +123,13 @@ def animate(method: Method, pair: Pair, size: int, folders: Folders) -> None:
     source, driving = (clip.portrait(size) for clip in (pair.source, pair.driving))
     name = f"{pair.driving.name}.mp4"
     if not (folders.driving / name).exists():
-        video.write_image(folders.source / f"{pair.driving.name}.png", np.ascontiguousarray(source.first()))
+        write_image(folders.source / f"{pair.driving.name}.png", np.ascontiguousarray(source.first()))
         write(folders.driving / name, (frame.crop for frame in driving.frames()), driving)
     write(folders.result / name, method.make(source, driving), driving, method.tags)
 
 
 def write(path: Path, pictures: Iterator[np.ndarray], driving: Portrait, tags: dict[str, str] | None = None) -> None:
     """With the rate and the sound of the driver."""
-    with video.VideoWriter(path, driving.fps, driving.sound, tags) as writer:
+    with VideoWriter(path, driving.fps, driving.sound, tags) as writer:
         for picture in pictures:
             writer.write(picture)

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from svdp_jax.clips import Clip, frames
-from svdp_jax.data import video
+from svdp_jax.data.images import resize, side_by_side
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from svdp_jax.measure import Scored, Scores
 from svdp_jax.metrics import METRICS, interval
@@ -160,7 +161,7 @@ def write(folder: Path, results: dict, methods: dict[str, Scores]) -> None:
     """results.json, results.md, report.html and its videos, into an existing folder."""
     watched = [(m, s.clip) for m, scores in methods.items() for s in scores.clips]
     for method, clip in tqdm(watched, desc="Videos of the report", unit="clip"):
-        side_by_side(folder / shown_path(method, clip.name), clip)
+        write_shown(folder / shown_path(method, clip.name), clip)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     notes = "".join(f"- {line}\n" for line in remarks(results))
     (folder / "results.md").write_text(f"{table(results)}\n\n{notes}")
@@ -171,16 +172,16 @@ def shown_path(method: str, name: str) -> Path:
     return Path("videos", method, f"{name}.mp4")
 
 
-def side_by_side(path: Path, clip: Clip) -> None:
+def write_shown(path: Path, clip: Clip) -> None:
     """Source, driver, result and truth, as many as there are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     roles = [role for role in SHOWN if role in clip.paths]
     streams = [repeat(next(frames(clip, r))) if r == "source" else frames(clip, r) for r in roles]
-    with video.VideoWriter(path, clip.fps, audio_from=clip.paths["result"]) as writer:
+    with VideoWriter(path, clip.fps, audio_from=clip.paths["result"]) as writer:
         for pictures in zip(*streams):
             width, height = pictures[0].shape[1::-1]
-            first = video.resize(pictures[0], (round(width * SHOWN_HEIGHT / height), SHOWN_HEIGHT))
-            writer.write(video.side_by_side([first, *pictures[1:]]))
+            first = resize(pictures[0], (round(width * SHOWN_HEIGHT / height), SHOWN_HEIGHT))
+            writer.write(side_by_side([first, *pictures[1:]]))
 
 
 def page(results: dict) -> str:

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from svdp_jax import config as configs
 from svdp_jax import metrics, report
 from svdp_jax.animator import Animator
-from svdp_jax.data import toy, video
+from svdp_jax.data import toy
+from svdp_jax.data.images import contact_sheet, enlarged, write_image
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.data.records import to_uint8
-from svdp_jax.data.video import enlarged
 
 UNSEEN = 1 << 20  # seed of people and motions for scoring only
 FRAMES = 4  # of each clip: motion drifts slowly, so more clips tell more than longer ones
@@ -179,14 +180,14 @@ def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict, provena
         [clips.source[i]] + [column[i, frame] for column in columns for frame in shown]
         for i in range(len(videos))
     ]
-    video.write_image(folder / "contact_sheet.png", enlarged(video.contact_sheet(rows)), provenance)
-    with video.VideoWriter(folder / "sample.mp4", toy.FPS, metadata=provenance) as writer:
+    write_image(folder / "contact_sheet.png", enlarged(contact_sheet(rows)), provenance)
+    with VideoWriter(folder / "sample.mp4", toy.FPS, metadata=provenance) as writer:
         for frame in range(videos.shape[1]):
             rows = [
                 [clips.source[i]] + [column[i, frame] for column in columns]
                 for i in range(len(videos))
             ]
-            writer.write(enlarged(video.contact_sheet(rows)))
+            writer.write(enlarged(contact_sheet(rows)))
 
 
 def evaluate(animator: Animator, count: int, folder: Path) -> dict:

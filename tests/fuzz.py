@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from svdp_jax.data import video  # noqa: E402
+from svdp_jax.data.images import read_image
 from svdp_jax.errors import UserError  # noqa: E402
 
 VIDEOS = {
@@ -98,7 +99,7 @@ def read(path: Path) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.suffix[1:] in PICTURES:
-                video.read_image(path)
+                read_image(path)
             else:
                 video.probe(path)
                 for _ in video.read_frames(path):

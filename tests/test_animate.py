@@ -19,6 +19,8 @@ import svdp_jax
 from svdp_jax import animate, checkpoint, config as configs, shipped
 from svdp_jax.animator import Animator, Step
 from svdp_jax.data import face, video
+from svdp_jax.data.images import read_image, write_image
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
 from conftest import randomized, tiny_model
@@ -175,7 +177,7 @@ def test_what_is_too_heavy_is_not_exported(trained, tmp_path, monkeypatch):
 
 
 def test_arrays_in_frames_out(animator, drawn):
-    source = video.read_image(drawn.source)
+    source = read_image(drawn.source)
     clip = np.stack([frame.image for frame in video.read_frames(drawn.driving)])
     options = {"source_crop": "none", "driving_crop": "none", "landmarks": drawn.landmarks}
     from_arrays = list(animator.animate(source, clip, **options))
@@ -253,7 +255,7 @@ def test_a_real_picture_follows_a_real_video(trained, portraits, tmp_path, monke
 
 
 def test_pasted_back_only_the_crop_changes(animator, portraits):
-    picture = video.read_image(portraits / "s9.jpg")
+    picture = read_image(portraits / "s9.jpg")
     clip = np.stack([frame.image for frame in video.read_frames(portraits / "d18.mp4", stop=3)])
     left, top, side = face.source_box(picture)
     for frame in animator.animate(picture, clip, paste_back=True):
@@ -290,8 +292,8 @@ def test_an_error_of_the_command_is_its_exit_code(tmp_path):
 def test_bad_input_is_one_sentence_and_leaves_nothing(
     trained, drawn, tmp_path, monkeypatch, capsys, change, sentence
 ):
-    video.write_image(tmp_path / "grey.png", np.full((64, 64, 3), 128, np.uint8))
-    with video.VideoWriter(tmp_path / "grey.mp4", 25) as writer:
+    write_image(tmp_path / "grey.png", np.full((64, 64, 3), 128, np.uint8))
+    with VideoWriter(tmp_path / "grey.mp4", 25) as writer:
         writer.write(np.full((64, 64, 3), 128, np.uint8))
     (tmp_path / "text.mp4").write_text("this is no video")
     (tmp_path / "empty.mp4").touch()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from svdp_jax import stages
-from svdp_jax.data import video
+from svdp_jax.data.writer import VideoWriter
 from test_face import drawn_clip
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -23,7 +23,7 @@ LISTS = {
 def test_clips_that_a_list_names(tmp_path, name, count, monkeypatch):
     builders = pytest.importorskip("svdp_jax.builders")
     (tmp_path / "manual" / "videos").mkdir(parents=True)
-    with video.VideoWriter(tmp_path / "manual" / "videos" / "Radio1.mp4", Fraction(25)) as writer:
+    with VideoWriter(tmp_path / "manual" / "videos" / "Radio1.mp4", Fraction(25)) as writer:
         for image in drawn_clip(45)[0]:
             writer.write(image)
     for file, text in LISTS[name].items():

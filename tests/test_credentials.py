@@ -9,6 +9,7 @@ import pytest
 from svdp_jax import credentials
 from svdp_jax.animator import provenance
 from svdp_jax.data import video
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 
 c2pa = pytest.importorskip("c2pa", reason="signing needs c2pa-python, of the extra `sign`")
@@ -60,7 +61,7 @@ def signer(tmp_path_factory):
 
 def written(path, signer):
     frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    with video.VideoWriter(path, 25, metadata=TAGS, finish=credentials.signing(*signer, TAGS)) as writer:
+    with VideoWriter(path, 25, metadata=TAGS, finish=credentials.signing(*signer, TAGS)) as writer:
         for frame in frames:
             writer.write(frame)
     return path

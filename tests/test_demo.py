@@ -12,6 +12,8 @@ from flax import nnx
 from svdp_jax import checkpoint, demo, shipped
 from svdp_jax.animator import Animator, Step
 from svdp_jax.data import example, video
+from svdp_jax.data.images import write_image
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.models.svdp import SVDP
 from test_animate import CONFIG
 from test_face import canvas
@@ -108,8 +110,8 @@ def test_a_client_gets_what_the_library_makes(caller, animator, drawn, tmp_path)
 def test_bad_input_is_one_sentence_and_the_page_lives_on(caller, drawn, tmp_path, change, sentence):
     (tmp_path / "text.mp4").write_text("this is no video")
     (tmp_path / "text.png").write_text("this is no picture")
-    video.write_image(tmp_path / "grey.png", canvas())
-    with video.VideoWriter(tmp_path / "long.mp4", 1) as writer:
+    write_image(tmp_path / "grey.png", canvas())
+    with VideoWriter(tmp_path / "long.mp4", 1) as writer:
         for _ in range(6):
             writer.write(canvas(32, 32))
     change = {k: str(tmp_path / v) if k != "source_crop" and v else v for k, v in change.items()}

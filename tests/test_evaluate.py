@@ -13,6 +13,8 @@ from torch_reference import library
 import convert.__main__ as command
 from svdp_jax import checkpoint, clips, config as configs, evaluate, measure, metrics, prepare, reenact, report, unseen
 from svdp_jax.data import encode, face, masks, video
+from svdp_jax.data.images import resize
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from svdp_jax.models.metric_nets import ArcFaceConfig, I3DConfig, LPIPSConfig, SyncNetConfig
 
@@ -29,12 +31,12 @@ NETWORKS = {
 def noise(count, size=(48, 40), seed=0):
     """Frames (f y x 3) of blobs that move."""
     coarse = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
-    return [video.resize(x, size) for x in coarse]
+    return [resize(x, size) for x in coarse]
 
 
 def write(path, images, fps=Fraction(25), sound=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with video.VideoWriter(path, fps, sound) as writer:
+    with VideoWriter(path, fps, sound) as writer:
         for image in images:
             writer.write(image)
 
@@ -136,8 +138,8 @@ def talking(tmp_path_factory):
         pytest.skip(f"real clips are not at {REAL}")
     folder = tmp_path_factory.mktemp("talking")
     path = REAL / "d18.mp4"
-    frames = [video.resize(f.image, (SIZE, SIZE)) for f in video.read_frames(path, stop=32)]
-    blurred = [video.resize(video.resize(x, (40, 40)), (SIZE, SIZE)) for x in frames]
+    frames = [resize(f.image, (SIZE, SIZE)) for f in video.read_frames(path, stop=32)]
+    blurred = [resize(resize(x, (40, 40)), (SIZE, SIZE)) for x in frames]
     made = {"truth": frames, "same": frames, "blurred": blurred}
     for name, images in made.items():
         write(folder / name / "<clip>.mp4", images, Fraction(30), path)

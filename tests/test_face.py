@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from svdp_jax.data import face, video
+from svdp_jax.data import face
+from svdp_jax.data.images import read_image
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 
 PORTRAITS = Path(__file__).parents[2] / "shared/data/portraits"
@@ -126,7 +128,7 @@ def test_bridge_goes_straight_from_side_to_side():
 def test_no_face_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no face"):
         face.source_box(canvas())
-    with video.VideoWriter(tmp_path / "empty.mp4", Fraction(25)) as writer:
+    with VideoWriter(tmp_path / "empty.mp4", Fraction(25)) as writer:
         for _ in range(7):
             writer.write(canvas())
     with pytest.raises(UserError, match="empty.mp4: no face"):
@@ -195,7 +197,7 @@ def test_masking_is_one_grey():
 def test_two_passes_over_a_video(tmp_path):
     images, truth = drawn_clip(24)
     rate = Fraction(30000, 1001)
-    with video.VideoWriter(tmp_path / "a.mp4", rate) as writer:
+    with VideoWriter(tmp_path / "a.mp4", rate) as writer:
         for image in images:
             writer.write(image)
     driving = face.prepare_driving(tmp_path / "a.mp4", 96)
@@ -221,7 +223,7 @@ PICTURES = {
 @needs_portraits
 @pytest.mark.parametrize("name", PICTURES)
 def test_real_pictures(name):
-    image = video.read_image(PORTRAITS / name)
+    image = read_image(PORTRAITS / name)
     found, truth = face.detect(image)[0], np.array(PICTURES[name])
     away = abs(np.array([found.left_eye, found.right_eye, found.mouth]) - truth) / abs(truth[1] - truth[0])
     assert (away < [0.15, 0.15, 0.25]).all()

@@ -10,7 +10,7 @@ ROWS = (
     ("models.layers", "models.mmdit", "models.svdp", "models.vae", "models.text"),
     ("models.keypoints", "models.volume", "models.liveportrait", "models.metric_nets"),
     ("diffusion.flow", "diffusion.guidance", "diffusion.sampler"),
-    ("data.video", "data.face", "data.landmarks", "data.paste", "data.scene", "data.sound", "data.toy"),
+    ("data.images", "data.video", "data.writer", "data.face", "data.landmarks", "data.paste", "data.scene", "data.sound", "data.toy"),
     ("data.example", "data.footage", "data.ingest", "data.shots", "data.crops", "data.gates", "data.masks"),
     ("data.drivers", "data.encode", "data.report", "data.pipeline", "data.records", "data.feed"),
     ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "alarm", "shipped", "credentials", "animator"),

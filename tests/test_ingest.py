@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from svdp_jax.data import ingest, video
+from svdp_jax.data import ingest
+from svdp_jax.data.images import write_image
 from svdp_jax.errors import UserError
 
 
@@ -38,7 +39,7 @@ def test_a_folder_of_pictures_is_a_video(tmp_path):
     folder = tmp_path / "Clip+abc+P0+C0+F1-4"
     folder.mkdir()
     for index in range(3):
-        video.write_image(folder / f"{index:05}.png", np.full((4, 6, 3), index, np.uint8))
+        write_image(folder / f"{index:05}.png", np.full((4, 6, 3), index, np.uint8))
     (source,) = ingest.find([str(tmp_path)]).sources
     frames = list(ingest.frames(source.path))
     assert source.person == "abc+P0" and ingest.expected_frames(source.path) == 3

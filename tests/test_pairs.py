@@ -15,8 +15,9 @@ from svdp_jax import prepare, stages
 from svdp_jax.checkpoint import named, save_weights
 from svdp_jax.config import Backbone
 from svdp_jax.data import crops, encode, face, pairs
+from svdp_jax.data.images import read_image
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.data.pairs import LIMITS, Known, Measured, Reenactment, Reenactor, judge
-from svdp_jax.data.video import VideoWriter, read_image
 from svdp_jax.errors import UserError
 from svdp_jax.models import keypoints
 from svdp_jax.models.keypoints import KEYPOINTS, Motion

@@ -12,7 +12,7 @@ from flax import nnx
 
 import little_run
 from svdp_jax import checkpoint, config as configs, preflight, prompts
-from svdp_jax.data import video
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from svdp_jax.models.mmdit import MMDiT
 
@@ -97,7 +97,7 @@ def test_an_old_library_is_said(monkeypatch):
 
 def test_one_readable_video_is_enough(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
-    with video.VideoWriter(tmp_path / "b.mp4", Fraction(25)) as writer:
+    with VideoWriter(tmp_path / "b.mp4", Fraction(25)) as writer:
         writer.write(np.full((64, 64, 3), 128, np.uint8))
     data = configs.Data(source="videos", path=str(tmp_path), size=16)
     assert list(preflight.data(changed(data=data))) == []

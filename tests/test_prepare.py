@@ -19,6 +19,8 @@ import pytest
 
 from svdp_jax import config as configs, preflight, prepare, runs, stages, train
 from svdp_jax.data import crops, encode, face, footage, ingest, landmarks, masks, records, video
+from svdp_jax.data.images import read_image
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from svdp_jax.models.vae import PixelCodec
 from conftest import tiny_model, training_data
@@ -67,7 +69,7 @@ def test_every_clip_comes_through(out, clips):
     assert all(entry["driver"] not in ("", entry["name"]) for entry in manifest["clips"])
     page = (out / "report.html").read_text()
     assert "contact_sheet.png" in page and all(clip.name in page for clip in clips)
-    assert video.read_image(out / "contact_sheet.png").shape[0] > 2 * PEOPLE * 100
+    assert read_image(out / "contact_sheet.png").shape[0] > 2 * PEOPLE * 100
 
 
 def truth_in_crop(clip, size, driver=None):
@@ -244,7 +246,7 @@ def test_without_beam_the_fix_is_said(films, tmp_path, monkeypatch, capsys):
 def plain_film(path: Path, frames: int = 30, points: int = 64):
     """Noise of different kinds, and so many landmarks that claim a face in it."""
     random = np.random.default_rng(len(path.name))
-    with video.VideoWriter(path, Fraction(25)) as writer:
+    with VideoWriter(path, Fraction(25)) as writer:
         for _ in range(frames):
             writer.write(random.integers(0, 255, (72, 96, 3), np.uint8))
     marks, layout = np.full(points, 48 + 36j), landmarks.LAYOUTS[points]

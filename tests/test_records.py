@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from svdp_jax import config as configs
-from svdp_jax.data import records, video
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from conftest import tiny_model, training_data
 
@@ -71,7 +71,7 @@ def test_real_videos_become_self_driven_examples(portraits, tmp_path, caplog):
 
 def test_a_folder_without_usable_videos_is_said(tmp_path):
     (tmp_path / "clip.mp4").write_text("this is no video")
-    with video.VideoWriter(tmp_path / "grey.mp4", Fraction(25)) as writer:
+    with VideoWriter(tmp_path / "grey.mp4", Fraction(25)) as writer:
         for _ in range(6):
             writer.write(np.full((64, 64, 3), 128, np.uint8))
     with pytest.raises(UserError, match="holds no video of 5 frames or more with a face"):

@@ -17,7 +17,8 @@ import pytest
 import fuzz
 from convert.__main__ import main as convert
 from svdp_jax import prompts
-from svdp_jax.data import footage, landmarks, records, toy, video
+from svdp_jax.data import footage, images, landmarks, records, toy, video
+from svdp_jax.data.images import read_image
 from svdp_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +147,7 @@ def outside(tmp_path: Path) -> list[str]:
 def test_hostile_files_are_refused_by_every_reader(hostile, tmp_path, capsys):
     before = outside(tmp_path)
     for path in sorted(hostile.iterdir()):
-        for read in (video.probe, lambda p: next(video.read_frames(p)), video.read_image, prompts.load_prompt):
+        for read in (video.probe, lambda p: next(video.read_frames(p)), read_image, prompts.load_prompt):
             with pytest.raises(UserError) as error:
                 read(path)
             assert str(path) in str(error.value), path
@@ -202,13 +203,13 @@ def test_a_picture_or_video_larger_than_memory_is_refused_from_its_header(tmp_pa
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + bytes(4))
     with pytest.raises(UserError, match="over the limit"):
-        video.read_image(bomb)
+        read_image(bomb)
     huge = tmp_path / "huge.png"
     with open(huge, "wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">II", 64, 64))
         file.truncate(8 << 30)  # a hole, without a byte on disk
     with pytest.raises(UserError, match="larger than a picture"):
-        video.read_image(huge)
+        read_image(huge)
 
 
 def test_mutated_videos_and_pictures_are_read_or_refused():
@@ -221,7 +222,7 @@ def test_mutated_videos_and_pictures_are_read_or_refused():
 def test_fuzzing_sees_what_goes_wrong(monkeypatch, tmp_path):
     (tmp_path / "a.png").write_bytes(fuzz.originals()["png"])
     assert fuzz.read(tmp_path / "a.png") == "read"
-    monkeypatch.setattr(video, "_check_regular_file", lambda _: 1 / 0)
+    monkeypatch.setattr(images, "check_regular_file", lambda _: 1 / 0)
     assert fuzz.read(tmp_path / "a.png").startswith("ZeroDivisionError")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from svdp_jax.data import video
+from svdp_jax.data.writer import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tpu_scripts" / "tpu.sh"
@@ -55,7 +56,7 @@ def test_the_notebook_runs_on_a_cpu(tmp_path, portraits):
     clips = tmp_path / "clips"
     clips.mkdir()
     for clip in sorted(portraits.glob("*.mp4"))[:2]:
-        with video.VideoWriter(clips / clip.name, video.probe(clip).fps) as writer:
+        with VideoWriter(clips / clip.name, video.probe(clip).fps) as writer:
             for frame in video.read_frames(clip, stop=12):
                 writer.write(frame.image)
     (tmp_path / "configs").symlink_to(ROOT / "configs")

@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from svdp_jax.data import video
+from svdp_jax.data import images, video
+from svdp_jax.data.images import _image_size, contact_sheet, read_image, side_by_side
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 
 PORTRAITS = Path(__file__).parents[2] / "shared/data/portraits"
@@ -88,7 +90,7 @@ def bursts(path):
 
 def copy(source, target, **options):
     info = video.probe(source)
-    with video.VideoWriter(target, info.fps, **options) as writer:
+    with VideoWriter(target, info.fps, **options) as writer:
         for frame in video.read_frames(source):
             writer.write(frame.image, frame.time)
     return info
@@ -125,7 +127,7 @@ def test_written_mp4_keeps_rate_count_and_order(tmp_path, name):
 
 
 def test_frames_without_times_follow_the_rate(tmp_path):
-    with video.VideoWriter(tmp_path / "a.mp4", NTSC) as writer:
+    with VideoWriter(tmp_path / "a.mp4", NTSC) as writer:
         for i in range(50):
             writer.write(numbered(i))
     assert video.probe(tmp_path / "a.mp4")[2:4] == (NTSC, 50)
@@ -135,7 +137,7 @@ def test_colours_survive(tmp_path):
     colours = np.array([(200, 40, 30), (30, 180, 60), (40, 60, 220), (128, 128, 128)], np.uint8)
     image = np.repeat(np.repeat(colours[None], 64, 0), 24, 1)
     for name in ["a.mp4", "a.gif"]:
-        with video.VideoWriter(tmp_path / name, Fraction(25)) as writer:
+        with VideoWriter(tmp_path / name, Fraction(25)) as writer:
             for _ in range(5):
                 writer.write(image)
         read = list(video.read_frames(tmp_path / name))[2].image
@@ -167,12 +169,12 @@ def test_rotation_flag_is_honoured(tmp_path, rotation):
 
 def test_odd_sizes_grow_by_a_replicated_edge(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (3, 5, 3)).repeat(11, 0).repeat(11, 1).astype(np.uint8)
-    with video.VideoWriter(tmp_path / "a.mp4", Fraction(25)) as writer:
+    with VideoWriter(tmp_path / "a.mp4", Fraction(25)) as writer:
         writer.write(image)
     info, read = video.probe(tmp_path / "a.mp4"), next(video.read_frames(tmp_path / "a.mp4")).image
     assert (info.width, info.height) == (56, 34)
     assert np.abs(read[-1, ::7].astype(int) - read[-2, ::7]).mean() < 10
-    with video.VideoWriter(tmp_path / "a.gif", Fraction(25)) as writer:
+    with VideoWriter(tmp_path / "a.gif", Fraction(25)) as writer:
         writer.write(image)
     assert video.probe(tmp_path / "a.gif")[:2] == (55, 33)
 
@@ -196,9 +198,9 @@ def test_gif_is_right_on_average(tmp_path):
 def test_pictures_are_numbered_and_nothing_is_overwritten(tmp_path):
     copy(make(tmp_path / "a.mp4", count=3), tmp_path / "out.png")
     assert sorted(os.listdir(tmp_path / "out")) == ["00000.png", "00001.png", "00002.png"]
-    assert number(video.read_image(tmp_path / "out/00002.png")) == 2
+    assert number(read_image(tmp_path / "out/00002.png")) == 2
     with pytest.raises(UserError, match="exists"):
-        video.VideoWriter(tmp_path / "out.png", Fraction(25))
+        VideoWriter(tmp_path / "out.png", Fraction(25))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_metadata_is_kept(tmp_path):
 def test_real_sound_is_copied_sample_for_sample(tmp_path, name):
     out = tmp_path / "out.mp4"
     info = video.probe(PORTRAITS / name)
-    with video.VideoWriter(out, info.fps, audio_from=PORTRAITS / name) as writer:
+    with VideoWriter(out, info.fps, audio_from=PORTRAITS / name) as writer:
         for i in range(info.frames):
             writer.write(numbered(i % 256))
     assert video.probe(out)[2:] == info[2:] and info.has_audio
@@ -257,21 +259,21 @@ def test_real_sound_is_copied_sample_for_sample(tmp_path, name):
 def test_failure_leaves_nothing(tmp_path):
     path = make(tmp_path / "a.mp4")
     for out, error in [("b.mp4", KeyboardInterrupt), ("b.gif", ValueError), ("b.png", ValueError)]:
-        with pytest.raises(error), video.VideoWriter(tmp_path / out, NTSC, audio_from=path) as writer:
+        with pytest.raises(error), VideoWriter(tmp_path / out, NTSC, audio_from=path) as writer:
             for i in range(20):
                 writer.write(numbered(i))
             raise error
-        with pytest.raises(ValueError, match="the first was"), video.VideoWriter(tmp_path / out, NTSC) as writer:
+        with pytest.raises(ValueError, match="the first was"), VideoWriter(tmp_path / out, NTSC) as writer:
             writer.write(numbered(0))
             writer.write(numbered(0)[:-2])
-        with pytest.raises(UserError, match="no frames"), video.VideoWriter(tmp_path / out, NTSC):
+        with pytest.raises(UserError, match="no frames"), VideoWriter(tmp_path / out, NTSC):
             pass
     assert os.listdir(tmp_path) == ["a.mp4"]
 
 
 def test_older_result_survives_a_failure(tmp_path):
     (tmp_path / "b.mp4").write_bytes(b"old")
-    with pytest.raises(RuntimeError), video.VideoWriter(tmp_path / "b.mp4", NTSC) as writer:
+    with pytest.raises(RuntimeError), VideoWriter(tmp_path / "b.mp4", NTSC) as writer:
         writer.write(numbered(0))
         raise RuntimeError
     assert (tmp_path / "b.mp4").read_bytes() == b"old"
@@ -281,7 +283,7 @@ def test_older_result_survives_a_failure(tmp_path):
 def test_bad_targets(tmp_path, name, hint):
     (tmp_path / "d.mp4").mkdir()
     with pytest.raises(UserError, match=hint):
-        video.VideoWriter(tmp_path / name, NTSC)
+        VideoWriter(tmp_path / name, NTSC)
 
 
 @pytest.fixture(scope="module")
@@ -367,9 +369,9 @@ def test_memory_is_flat_in_length(tmp_path):
     # getrusage would not do: a child inherits the peak of the process that started it.
     path = make(tmp_path / "a.mp4", count=1000, size=(128, 96))
     code = (
-        "import sys; from svdp_jax.data import video\n"
+        "import sys; from svdp_jax.data import video; from svdp_jax.data.writer import VideoWriter\n"
         "path, out, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])\n"
-        "with video.VideoWriter(out, 30) as writer:\n"
+        "with VideoWriter(out, 30) as writer:\n"
         "    for frame in video.read_frames(path, stop=stop): writer.write(frame.image, frame.time)\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
     )
@@ -388,26 +390,26 @@ def test_memory_is_flat_in_length(tmp_path):
 def test_pictures_are_read_and_sized_from_the_header(tmp_path, suffix, monkeypatch):
     path, image = tmp_path / f"a.{suffix}", numbered(37)
     assert cv2.imwrite(str(path), image)
-    read = video.read_image(path)
+    read = read_image(path)
     assert read.shape == (64, 96, 3) and number(read) == 37
-    assert video._image_size(path) == (96, 64)
-    monkeypatch.setattr(video, "MAX_IMAGE_PIXELS", 96 * 64 - 1)
+    assert _image_size(path) == (96, 64)
+    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 96 * 64 - 1)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match="96x64"):
-        video.read_image(path)
+        read_image(path)
 
 
 def test_grey_deep_and_transparent_pictures(tmp_path):
     grey = np.full((8, 8), 77, np.uint8)
     cv2.imwrite(str(tmp_path / "grey.png"), grey)
-    assert (video.read_image(tmp_path / "grey.png") == 77).all()
+    assert (read_image(tmp_path / "grey.png") == 77).all()
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((8, 8, 3), 77 * 257, np.uint16))
-    assert (video.read_image(tmp_path / "deep.png") == 77).all()
+    assert (read_image(tmp_path / "deep.png") == 77).all()
     for name, dtype, top in [("clear.png", np.uint8, 255), ("deep_clear.png", np.uint16, 65535)]:
         clear = np.zeros((8, 8, 4), dtype)
         clear[:, :4] = (0, 0, top, top)
         cv2.imwrite(str(tmp_path / name), clear)
-        read = video.read_image(tmp_path / name)
+        read = read_image(tmp_path / name)
         assert (read[:, :4] == (255, 0, 0)).all() and (read[:, 4:] == 255).all()
 
 
@@ -417,7 +419,7 @@ def test_exif_orientation(tmp_path):
     tiff = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + bytes(4)
     exif = b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
     path.write_bytes(path.read_bytes()[:2] + exif + path.read_bytes()[2:])
-    assert number(np.rot90(video.read_image(path))) == 5
+    assert number(np.rot90(read_image(path))) == 5
 
 
 BROKEN = [b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x00", b"II*\0", b"RIFFabcdWEBPxxxx"]
@@ -427,7 +429,7 @@ BROKEN = [b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x00", b"II
 def test_bad_pictures_get_one_sentence(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match="a.png: "):
-        video.read_image(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_truncated_picture(tmp_path):
@@ -435,12 +437,12 @@ def test_truncated_picture(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="a.png: "):
-        video.read_image(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_sheets():
     row = [numbered(1), numbered(2, 32, 48)]
-    assert video.side_by_side(row).shape == (64, 2 * 96 + 4, 3)
-    sheet = video.contact_sheet([row, row[:1]])
+    assert side_by_side(row).shape == (64, 2 * 96 + 4, 3)
+    sheet = contact_sheet([row, row[:1]])
     assert sheet.shape == (2 * 64 + 4, 2 * 96 + 4, 3) and number(sheet[:64, 100:]) == 2
     assert (sheet[68:, 96:] == 255).all()

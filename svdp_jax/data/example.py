@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svdp_jax.data import toy, video
-from svdp_jax.data.landmarks import LAYOUTS
+from svdp_jax.data import toy
+from svdp_jax.data.images import write_image
+from svdp_jax.data.writer import VideoWriter
 
 SIZE = 256  # pixels
 FRAMES = 50  # four seconds
@@ -32,8 +33,8 @@ def draw(folder: Path, seeds: tuple[int, int, int] = PLAYS[0]) -> Example:
     pictures, regions = jax.device_get(_render(jnp.array(seeds)))
     source, *frames = np.clip(pictures * 255 + 0.5, 0, 255).astype(np.uint8)
     names = Example(*(str(folder / name) for name in ("source.png", "driving.mp4", "landmarks.npy")))
-    video.write_image(names.source, source)
-    with video.VideoWriter(names.driving, toy.FPS) as writer:
+    write_image(names.source, source)
+    with VideoWriter(names.driving, toy.FPS) as writer:
         for frame in frames:
             writer.write(frame)
     eyes, nose, mouth = regions

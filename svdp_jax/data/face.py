@@ -12,7 +12,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from svdp_jax.data.video import read_frames, resize
+from svdp_jax.data.images import resize
+from svdp_jax.data.video import read_frames
 from svdp_jax.errors import UserError
 
 GREY = 128  # what is hidden; 0.5 of the range

@@ -16,7 +16,8 @@ import cv2
 import jax
 import numpy as np
 
-from svdp_jax.data import toy, video
+from svdp_jax.data import toy
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 
 RATE = Fraction(25)
@@ -59,7 +60,7 @@ def _write(stem: Path, key, seconds: float, drawn: int) -> Path:
     save(truth_path(path), truth)
     points = outlines(truth, truth.identity, 0, len(motion.yaw))
     np.save(path.with_suffix(".npy"), np.stack([points.real, points.imag], -1).astype(np.float32))
-    with video.VideoWriter(path, RATE) as writer:
+    with VideoWriter(path, RATE) as writer:
         for picture in pictures(truth, truth.identity, 0, len(motion.yaw)):
             writer.write(picture)
     return path

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from svdp_jax.data import video
+from svdp_jax.data.images import read_image, resize
 from svdp_jax.errors import UserError
 
 SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg"}
@@ -96,9 +97,9 @@ def frames(path: str) -> Iterator[video.Frame]:
         return
     first = None
     for index, file in enumerate(_pictures(Path(path))):
-        image = video.read_image(file)
+        image = read_image(file)
         first = image.shape[1::-1] if first is None else first
-        yield video.Frame(video.resize(image, first), index / PICTURE_RATE)
+        yield video.Frame(resize(image, first), index / PICTURE_RATE)
 
 
 def expected_frames(path: str) -> int:

@@ -21,7 +21,7 @@ from flax import nnx
 from svdp_jax import config, parallel
 from svdp_jax.checkpoint import about, load_network
 from svdp_jax.data import crops, drivers, face
-from svdp_jax.data.video import resize
+from svdp_jax.data.images import resize
 from svdp_jax.errors import UserError
 from svdp_jax.models import keypoints
 from svdp_jax.models.keypoints import Motion

@@ -3,7 +3,7 @@
 import numpy as np
 
 from svdp_jax.data.face import Box, warp
-from svdp_jax.data.video import resize
+from svdp_jax.data.images import resize
 
 FEATHER = 0.12  # width of the blended rim, in sides of the crop
 

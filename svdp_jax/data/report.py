@@ -11,8 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from svdp_jax.data import video
 from svdp_jax.data.encode import write_text
+from svdp_jax.data.images import contact_sheet, resize, write_image
 
 SHOWN = 12  # clips on the contact sheet
 ACROSS = 6  # frames of each
@@ -45,7 +45,7 @@ def thumbnail(image: np.ndarray) -> str:
 
 def row(frames: list[np.ndarray]) -> list[np.ndarray]:
     """Some frames of one clip, small enough for the sheet."""
-    return [video.resize(frame, (SIDE, SIDE)) for frame in frames]
+    return [resize(frame, (SIDE, SIDE)) for frame in frames]
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -59,8 +59,8 @@ def write(folder: Path, report: Report) -> None:
     if report.rejected:
         parts += ["<h2>Rejected</h2>", *_reasons(report.rejected)]
     if report.rows:
-        sheet = video.contact_sheet(report.rows)
-        video.write_image(folder / "contact_sheet.png", sheet, report.metadata)
+        sheet = contact_sheet(report.rows)
+        write_image(folder / "contact_sheet.png", sheet, report.metadata)
         parts += ["<h2>What is kept</h2>", '<img src="contact_sheet.png" alt="clips and what is kept of their drivers">']
     if report.clips:
         columns = list(report.clips[0])

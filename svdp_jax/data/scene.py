@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax.data import face as faces, landmarks as points, video
+from svdp_jax.data.images import enlarged, read_image, side_by_side
 from svdp_jax.data.paste import paste
 from svdp_jax.errors import UserError
 
@@ -48,10 +49,10 @@ class Scene(NamedTuple):
     def shown(self, take: Take, compare: bool = False, paste_back: bool = False) -> np.ndarray:
         """The result as it is written: alone or beside what it was made from, enlarged where it is
         small; where pasted back, the whole picture at its own size."""
-        made = paste(self.picture, self.box, take.made) if paste_back else video.enlarged(take.made)
+        made = paste(self.picture, self.box, take.made) if paste_back else enlarged(take.made)
         if not compare:
             return made
-        return video.side_by_side([*map(video.enlarged, (self.source, take.crop, take.masked)), made])
+        return side_by_side([*map(enlarged, (self.source, take.crop, take.masked)), made])
 
 
 def prepare(
@@ -91,7 +92,7 @@ def prepare(
 
 def source_picture(source) -> np.ndarray:
     """(h, w, 3) uint8 of a path, or such an array itself."""
-    return check(source, 3) if isinstance(source, np.ndarray) else video.read_image(source)
+    return check(source, 3) if isinstance(source, np.ndarray) else read_image(source)
 
 
 def as_clip(driving, fps: Fraction):

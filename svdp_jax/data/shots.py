@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from svdp_jax.data import face, video
+from svdp_jax.data.images import resize
 from svdp_jax.data.ingest import Segment
 from svdp_jax.data.landmarks import Reader
 from svdp_jax.errors import UserError
@@ -91,7 +92,7 @@ class _Witness:
             if number % COUNT_EVERY == 0:
                 sizes = [f.size for f in face.detect(view.image) if f.confidence > face.UNSURE]
                 self.faces.append(sum(size > RIVAL * sizes[0] for size in sizes))
-                self.thumb = video.resize(view.image, _thumb_size(view.image))
+                self.thumb = resize(view.image, _thumb_size(view.image))
             self.changes.append(view.change)
             self.times.append(view.time)
             yield view.image

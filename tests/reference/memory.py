@@ -27,6 +27,7 @@ from svdp_jax.data import video
 sys.path.append(str(Path(__file__).parents[1]))
 from conftest import tiny_model  # noqa: E402
 from svdp_jax import config as configs  # noqa: E402
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.models.svdp import SVDP  # noqa: E402
 
 COUNTED = """
@@ -54,7 +55,7 @@ def save_model(folder: Path) -> None:
 
 
 def repeat(path: str, count: int, target: Path) -> None:
-    with video.VideoWriter(target, video.probe(path).fps) as writer:
+    with VideoWriter(target, video.probe(path).fps) as writer:
         frames = itertools.chain.from_iterable(video.read_frames(path) for _ in itertools.count())
         for frame in itertools.islice(frames, count):
             writer.write(frame.image)

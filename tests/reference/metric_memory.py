@@ -19,10 +19,12 @@ sys.path.append(str(Path(__file__).parents[1]))
 from test_evaluate import landmarks, save_networks, write  # noqa: E402
 
 from svdp_jax.data import video  # noqa: E402
+from svdp_jax.data.images import resize  # noqa: E402
 
 COUNTED = """
 import sys
 from svdp_jax import evaluate
+from svdp_jax.data.images import resize
 sys.argv = sys.argv[1:]
 evaluate.main()
 print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
@@ -48,8 +50,8 @@ def peak(folder: Path, results: Path, reference: Path) -> float:
 
 def main(folder: Path, path: str) -> None:
     save_networks(folder / "weights")
-    frames = [video.resize(f.image, (SIZE, SIZE)) for f in video.read_frames(path, stop=FRAMES)]
-    blurred = [video.resize(video.resize(x, (80, 80)), (SIZE, SIZE)) for x in frames]
+    frames = [resize(f.image, (SIZE, SIZE)) for f in video.read_frames(path, stop=FRAMES)]
+    blurred = [resize(resize(x, (80, 80)), (SIZE, SIZE)) for x in frames]
     for name, images in (("truth", frames), ("out", blurred)):
         write(folder / f"{name}.mp4", images, Fraction(30), path)
         np.save(folder / f"{name}.npy", landmarks(len(frames)))

@@ -17,6 +17,8 @@ from svdp_jax import measure, metrics
 from svdp_jax.checkpoint import NETWORKS
 from svdp_jax.clips import Folders, match
 from svdp_jax.data import video
+from svdp_jax.data.images import resize
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.models.liveportrait import LivePortraitConfig, MotionExtractor
 
 FRAMES, WHOLE = 16, 100 * 64
@@ -46,9 +48,9 @@ with tempfile.TemporaryDirectory() as folder:
     for role in ("result", "reference"):
         path = Path(folder, role)
         path.mkdir()
-        with video.VideoWriter(path / "a.mp4", Fraction(25), sys.argv[1]) as writer:
+        with VideoWriter(path / "a.mp4", Fraction(25), sys.argv[1]) as writer:
             for frame in video.read_frames(sys.argv[1], stop=FRAMES):
-                writer.write(video.resize(frame.image, (512, 512)))
+                writer.write(resize(frame.image, (512, 512)))
     (clip,), _ = match(Folders(Path(folder, "result"), Path(folder, "reference")))
     clip = clip._replace(paths=clip.paths | {"driver": clip.paths["reference"]})
     networks = {call.network: network(call.network) for call in measure.CALLS.values()}
