@@ -166,7 +166,7 @@ def test_arrays_of_objects_are_refused_by_every_reader(tmp_path):
     np.savez(tmp_path / "a.toy.npz", **{f"identity.{toy.Identity._fields[0]}": hostile})
     assert not records.readable(tmp_path / "a.npy")
     with pytest.raises(UserError, match="a.npy: no landmarks"):
-        landmarks._load(tmp_path / "a.npy")
+        landmarks.opened(tmp_path / "a.npy", 1)
     with pytest.raises(UserError, match="no truth of the toy world"):
         footage.load(tmp_path / "a.mp4")
     assert not mark.exists()
