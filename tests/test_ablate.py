@@ -77,7 +77,7 @@ def get_config(variant="base"):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """Two variants, whose trainings only draw weights, and a fit that is known."""
+    """Two variants, whose trainings only draw weights; clips are noise, and half of the scores are made up of it."""
     file = tmp_path / "tiny.py"
     file.write_text(VARIANTS.format(tests=str(ablate.Path(__file__).parent)))
     trained = []
@@ -89,11 +89,17 @@ def study(tmp_path, monkeypatch):
             checkpoint.save_model(folder, config, weights, constants)
             trained.append((variant, seed))
 
-    def motion(frames, identity):
-        return toy.Motion(*np.random.default_rng(int(frames.sum())).uniform(0, 1, (12, len(frames))).astype(np.float32))
+    def clips(data, count, frames):
+        noise = lambda *lead: np.random.default_rng(0).integers(0, 256, (count, *lead, 16, 16, 3), np.uint8)
+        return toy_score.Clips(noise(), noise(frames), noise(frames), None, None, None)
+
+    def score(clips, videos):
+        numbers = {"psnr": toy_score.psnr(videos, clips.target), "psnr_trivial": 8.0, "identity_error": 0.1, "leak": 0.5}
+        return numbers | {"control": dict.fromkeys(toy.Motion._fields, 0.5)}
 
     monkeypatch.setattr(ablate, "train", train)
-    monkeypatch.setattr(toy, "fit", motion)
+    monkeypatch.setattr(ablate, "unseen_clips", clips)
+    monkeypatch.setattr(toy_score, "score", score)
     monkeypatch.setattr(ablate, "SEGMENTS", 3)
     return ablate.study(options(file, workdir=tmp_path / "runs"), ("--config.batch=2",)), trained
 

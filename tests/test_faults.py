@@ -116,7 +116,7 @@ def work(job, advance):
 
 if __name__ == "__main__":
     jobs = [f"{sys.argv[1]}/job{number}" for number in range(4)]
-    pipeline.run(pipeline.Stage("nap", nap.work, lambda _: False, lambda _: 1), jobs, prepare.local(2, 4))
+    pipeline.run(pipeline.Stage("nap", nap.work, lambda _: False, lambda _: 1), jobs, prepare.local(2, 4, network=False))
 """
 
 
