@@ -132,11 +132,10 @@ def test_target_and_past_are_one_sequence_of_the_source_person(batch):
 
 def test_fit_recovers_the_motion(people):
     one = jax.tree.map(lambda field: field[1], people)
-    true = jax.jit(jax.vmap(lambda key: toy.sample_motion(key, 1)))(jax.random.split(jax.random.key(5), 16))
+    true = jax.jit(jax.vmap(lambda key: toy.sample_motion(key, 1)))(jax.random.split(jax.random.key(5), 8))
     true = jax.tree.map(lambda field: field[:, 0], true)
     scores = toy.correlation(true, toy.fit(render(one, true, SIZE), one))
-    assert all(scores[name] > 0.97 for name in ("yaw", "pitch", "roll", "mouth_open", "blink")), scores
-    assert min(scores.values()) > 0.8, scores
+    assert min(scores.values()) > 0.99, scores  # one frame of the eight gone astray shows
 
 
 def test_correlation_knows_likeness_and_constants():
