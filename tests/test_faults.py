@@ -79,6 +79,7 @@ def test_two_hosts_stop_together_and_one_goes_on_where_they_were(whole, tmp_path
     assert run.end() == 0 and f"step {stopped['step']} of 16" in run.said()
     losses, alone = ([line["loss"] for line in metrics(folder)] for folder in (work, whole))
     assert len(losses) == STEPS and losses == pytest.approx(alone, rel=1e-4)
+    assert losses[:3] == pytest.approx(alone[:3], rel=1e-5)  # of two processes; rounding has not spread yet
 
 
 def test_two_hosts_end_together_when_one_is_told_to_while_they_compile(tmp_path):
