@@ -12,8 +12,8 @@ from svdp_jax.animator import Animator, provenance
 from svdp_jax.clips import Folders
 from svdp_jax.data import face, pairs as liveportrait
 from svdp_jax.data.images import write_image
-from svdp_jax.data.writer import VideoWriter
 from svdp_jax.data.paste import paste_turned
+from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from svdp_jax.unseen import Clip, Portrait
 
