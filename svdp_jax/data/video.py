@@ -24,6 +24,8 @@ OPEN_OPTIONS = {
     "format_whitelist": FORMATS,
     "max_pixels": str(MAX_FRAME_PIXELS),
 }
+# Tags in another encoding are no reason to refuse a video; PyAV 19 knows that by itself.
+ANY_TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 # In these codecs every packet is one shown picture, so counting packets counts frames.
 PACKET_IS_FRAME = {"h264", "hevc", "av1", "vp9", "gif", "mjpeg", "prores"}
 # What a container's coarse clock may hide: Matroska's milliseconds turn 60000/1001 into 19001/317.
@@ -118,7 +120,7 @@ def opened(path):
     check_regular_file(path)
     try:
         # The "file:" prefix keeps a name such as "concat:a|b" from being read as a protocol.
-        container = av.open(f"file:{os.path.abspath(path)}", options=OPEN_OPTIONS, metadata_errors="replace")
+        container = av.open(f"file:{os.path.abspath(path)}", options=OPEN_OPTIONS, **ANY_TAGS)
     except av.FFmpegError as error:
         why = f"not a video that can be read ({error.strerror})"
         raise UserError(f"{path}: {why}; give an mp4, mov, mkv or webm file.") from None
