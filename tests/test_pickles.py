@@ -27,11 +27,14 @@ class Global:
 
 def dumped(value, protocol=2, references=()):
     """A pickle in which objects of `references` are said to lie outside it."""
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol)
     outside = {id(thing): reference for thing, reference in references}
-    pickler.persistent_id = lambda thing: outside.get(id(thing))
-    pickler.dump(value)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing):
+            return outside.get(id(thing))
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol).dump(value)
     return buffer.getvalue()
 
 
