@@ -7,7 +7,7 @@ hundred animations of the first built-in example by one visitor after the other;
 server's process, and its files, after every tenth. The model is untrained and tiny. `prepare`: all stages, self-driven,
 on noise with 68 landmarks a frame, of two lengths; what two hours at 25 frames a second would take more.
 One core of an Intel Xeon, 2026-11-24, on d18.mp4 and s9.jpg: 469 MB for 200 frames and for 2 000 in some 3 minutes;
-1162 MB after 20 animations and 1175 MB after 100, and never more than 54 files, in some 2 minutes.
+1129 MB after 30 animations and 1135 MB after 100, and never more than 54 files, in some 3 minutes (2026-11-25).
 `prepare`, 2026-11-25: 349 MB for 2 000 frames and 362 MB for 20 000, so 707 bytes a frame and 475 MB after two hours.
 """
 
