@@ -8,7 +8,6 @@ from svdp_jax.errors import UserError
 from svdp_jax.models.metric_nets import (
     I3D,
     LPIPS,
-    TRUNKS,
     ArcFace,
     ArcFaceConfig,
     I3DConfig,

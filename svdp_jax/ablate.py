@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from svdp_jax import config as configs, metrics, report, shipped, toy_score
+from svdp_jax import config as configs, metrics, report, toy_score
 from svdp_jax.animator import Animator
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.files import write_whole
@@ -136,7 +136,7 @@ def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: fl
     animator = loaded(folder)
     changed = {weight: value} if weight else {}
     scores = measure(animator, study.clips, dataclasses.replace(animator.config.sampling, **changed))
-    write_whole(path, json.dumps(scores | {"weights": shipped.fingerprint(folder / "model")}, indent=1))
+    write_whole(path, json.dumps(scores, indent=1))
     return scores
 
 

@@ -169,7 +169,8 @@ def _cut_shot(job: Job, frames, shot: dict, row: int, stem: Path, advance) -> tu
     if reason:
         return None, reason
     track, size = crops.read_track(_tracks(job), row, shot["count"]), job.settings.size
-    box, cuts = face.crop_box(track.faces), crops.cut(frames, shot["first"], track, size)
+    box = face.crop_box(track.faces)
+    cuts = crops.cut(frames, shot["first"], track, box, size)
     shot["facts"]["sharpness"] = _write_clip(stem, cuts, track, box, size, advance)
     reason = gates.rejection(shot["facts"], table)
     if reason:

@@ -23,8 +23,8 @@ from svdp_jax import metrics, report
 from svdp_jax.animator import Animator
 from svdp_jax.data import toy
 from svdp_jax.data.images import contact_sheet, enlarged, write_image
-from svdp_jax.data.writer import VideoWriter
 from svdp_jax.data.records import to_uint8
+from svdp_jax.data.writer import VideoWriter
 
 UNSEEN = 1 << 20  # seed of people and motions for scoring only
 FRAMES = 4  # of each clip: motion drifts slowly, so more clips tell more than longer ones

@@ -100,7 +100,7 @@ def test_sharpness_falls_with_blur_and_not_with_size():
 
 def test_crops_of_several_shots_in_one_pass(film, found, tmp_path):
     numbered = enumerate(frames(film[0]))
-    cuts = [list(crops.cut(numbered, shot.first, shot.track, 96)) for shot in found[:2]]
+    cuts = [list(crops.cut(numbered, shot.first, shot.track, face.crop_box(shot.track.faces), 96)) for shot in found[:2]]
     assert [len(group) for group in cuts] == [50, 26]
     assert [cut.sharpness is not None for cut in cuts[1]] == [i % 10 == 0 for i in range(26)]
     box = face.crop_box(found[1].track.faces)

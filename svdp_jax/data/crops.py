@@ -138,9 +138,10 @@ class Cut(NamedTuple):
     sharpness: float | None  # only of every SHARPNESS_EVERY-th frame
 
 
-def cut(frames: Iterator[tuple[int, video.Frame]], first: int, track: face.Track, size: int) -> Iterator[Cut]:
-    """The crops of one shot. `frames` are numbered; those after the shot are left for the next one."""
-    box = face.crop_box(track.faces)
+def cut(
+    frames: Iterator[tuple[int, video.Frame]], first: int, track: face.Track, box: face.Box, size: int
+) -> Iterator[Cut]:
+    """The crops, where `box` is, of one shot. `frames` are numbered; those after the shot are left for the next one."""
     for index, frame in frames:
         if index < first:
             continue
