@@ -1,48 +1,59 @@
-"""python -m svdp_jax.ablate configs/ablation/toy.py [--workdir runs/ablation] [--seeds 0 1]
+"""python -m svdp_jax.ablate configs/ablation/toy.py [--workdir runs/ablation] [--seeds 0 1] [--at-once 2]
 
 Trains every variant that the file names with every seed, scores all of them on the same people and
 motions that no training has seen, ten segments of each, and writes WORKDIR/ablation.md with
-plots: does what the paper claims hold in the toy world, and by how much. Stopped at any moment,
-the same command goes on; variants that are done are not trained again.
+plots and pictures: does what the paper claims hold in the toy world, and by how much. Stopped at
+any moment, the same command goes on; what is done is not done again.
 """
 
 import argparse
 import dataclasses
+import io
 import itertools
-import json
+import os
+import queue
 import runpy
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from svdp_jax import config as configs, metrics, report, toy_score
 from svdp_jax.animator import Animator
+from svdp_jax.data import toy
+from svdp_jax.data.images import contact_sheet, enlarged, write_image
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.files import write_whole
 
 SEGMENTS = 10  # of a scored clip
+RESAMPLES = 500  # of clips, for intervals
+SHOWN = 8  # frames of the first clip in pictures
 CONTROL = ("yaw", "pitch", "gaze_x", "gaze_y", "blink", "mouth_open")  # their mean is `control`
 WEIGHTS = {"source": (0.5, 1.0, 2.0), "driving": (1.0, 1.4, 2.5), "past": (0.5, 1.4, 2.5)}  # of guidance
-# What the tables show: how it is read from a run's scores, and its digits.
-COLUMNS: dict[str, tuple[Callable[[dict], float], int]] = {
-    "PSNR, dB ↑": (lambda s: s["psnr"], 2),
-    "control ↑": (lambda s: control(s), 2),
-    "yaw ↑": (lambda s: s["control"]["yaw"], 2),
-    "blink ↑": (lambda s: s["control"]["blink"], 2),
-    "mouth ↑": (lambda s: s["control"]["mouth_open"], 2),
-    "identity error ↓": (lambda s: s["identity_error"], 3),
-    "leak ↓": (lambda s: s["leak"], 3),
-    "flicker, ‰ ↓": (lambda s: 1000 * np.mean(s["flicker"]), 2),
-    "drift, ‰ a segment": (lambda s: 1000 * np.mean(s["drift"]), 2),
-    "seam, ‰": (lambda s: 1000 * np.mean(s["seam"]), 2),
-}
+# The tables' columns, and their digits.
+DIGITS = {
+    "PSNR, dB ↑": 2, "control ↑": 3, "yaw ↑": 2, "blink ↑": 2, "mouth ↑": 2, "identity error, ‰ ↓": 1, "leak, ‰ ↓": 0,
+    "flicker, ‰ ↓": 1, "drift in 100 frames, ‰": 1, "seams seen, %": 0,
+}  # fmt: skip
+
+
+def figures(scores: dict[str, np.ndarray]) -> list[float]:
+    """The columns of DIGITS, of some clips of one run."""
+    control = toy.correlation(*toy_score.motions(scores))
+    mean = {name: float(scores[name].mean()) for name in ("psnr", "identity_error", "leak", "flicker", "drift", "seams_seen")}
+    return [
+        mean["psnr"], float(np.mean([control[name] for name in CONTROL])),
+        control["yaw"], control["blink"], control["mouth_open"],
+        1000 * mean["identity_error"], 1000 * mean["leak"], 1000 * mean["flicker"],
+        1000 * mean["drift"], 100 * mean["seams_seen"],
+    ]  # fmt: skip
 
 
 loaded = lru_cache(maxsize=1)(Animator.load)  # one that is compiled scores all weights of guidance
@@ -59,14 +70,18 @@ class Study(NamedTuple):
     workdir: Path
     seeds: tuple[int, ...]
     clips: int
+    at_once: int
     flags: tuple[str, ...]  # for every training
+
+    @property
+    def base(self) -> str:
+        return self.variants[0]
+
+    def config(self, variant: str = "") -> configs.Config:
+        return configs.from_flags(self.get_config(variant or self.base))
 
     def folder(self, variant: str, seed: int) -> Path:
         return self.workdir / variant.replace(" ", "_") / f"seed_{seed}"
-
-
-def control(scores: dict) -> float:
-    return float(np.mean([scores["control"][name] for name in CONTROL]))
 
 
 def main(arguments: list[str]) -> None:
@@ -78,7 +93,9 @@ def main(arguments: list[str]) -> None:
     add("file", type=Path, help="a Python file of VARIANTS, QUESTIONS and get_config, such as configs/ablation/toy.py")
     add("--workdir", type=Path, default=Path("runs/ablation"), metavar="DIR")
     add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="of trainings (default 0 1)")
-    add("--clips", type=int, default=8, metavar="N", help="that are scored (default 8)")
+    add("--clips", type=int, default=16, metavar="N", help="that are scored (default 16)")
+    add("--at-once", type=int, default=1, metavar="N",
+        help="trainings at once, each on its share of the CPU's cores: on a CPU a third faster (default 1)")  # fmt: skip
     options, flags = parser.parse_known_args(arguments)
     say_errors("ablate", lambda: run(study(options, tuple(flags))))
 
@@ -93,24 +110,46 @@ def study(options: argparse.Namespace, flags: tuple[str, ...]) -> Study:
         raise UserError(f"{options.file} defines no {sorted(missing)[0]}; see configs/ablation/toy.py.")
     return Study(
         options.file, tuple(found["VARIANTS"]), found["QUESTIONS"], found["get_config"],
-        options.workdir, tuple(options.seeds), options.clips, flags,
+        options.workdir, tuple(options.seeds), options.clips, options.at_once, flags,
     )  # fmt: skip
 
 
 def run(study: Study) -> None:
-    todo, begun = list(itertools.product(study.variants, study.seeds)), time.monotonic()
-    for done, (variant, seed) in enumerate(todo):
-        left = (time.monotonic() - begun) / done * (len(todo) - done) if done else 0
-        print(f"{variant}, seed {seed}: {done + 1} of {len(todo)}, about {left / 60:.0f} min left", flush=True)
-        train(study, variant, seed)
+    todo = list(itertools.product(study.variants, study.seeds))
+    train_all(study, todo)
+    for variant, seed in tqdm(todo, desc="Scoring", unit="run"):
         scores_of(study, variant, seed)
-    for name, value in guided():
-        scores_of(study, study.variants[0], study.seeds[0], name, value)
+    for weight in tqdm(guided(), desc="Scoring weights of guidance", unit="weight"):
+        scores_of(study, study.base, study.seeds[0], *weight)
     write(study)
     print(f"See {study.workdir / 'ablation.md'}.")
 
 
+# --- trainings
+
+
+def train_all(study: Study, todo: list[tuple[str, int]]) -> None:
+    with ThreadPoolExecutor(study.at_once, initializer=own_cores(study.at_once)) as pool:
+        list(tqdm(pool.map(lambda run: train(study, *run), todo), total=len(todo), desc="Training", unit="run", miniters=1))
+
+
+def own_cores(count: int) -> Callable[[], None]:
+    """To be called once in each of so many threads: binds it, and what it starts, to its share of the cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        return lambda: None
+    shares = queue.SimpleQueue()
+    for cores in np.array_split(sorted(os.sched_getaffinity(0)), count):
+        shares.put(cores.tolist())
+
+    def bind():
+        if cores := shares.get():
+            os.sched_setaffinity(0, cores)  # of this thread
+
+    return bind
+
+
 def train(study: Study, variant: str, seed: int) -> None:
+    """Trains one variant, unless it is trained; what it says goes to log.txt in its folder."""
     folder = study.folder(variant, seed)
     if (folder / "model" / "manifest.json").exists():
         return
@@ -118,8 +157,16 @@ def train(study: Study, variant: str, seed: int) -> None:
         sys.executable, "-m", "svdp_jax.train", f"--config={study.file}:{variant}", f"--workdir={folder}",
         f"--config.seed={seed}", "--config.evaluate=0", *study.flags,
     ]  # fmt: skip
-    if subprocess.run(command).returncode or not (folder / "model" / "manifest.json").exists():
-        raise UserError(f"the training of {variant!r}, seed {seed}, ended early; the same command goes on with it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    with open(log, "w") as words:
+        code = subprocess.run(command, stdout=words, stderr=words).returncode
+    if code or not (folder / "model" / "manifest.json").exists():
+        last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"the training of {variant!r}, seed {seed}, ended early; the same command goes on with it: {last}")
+
+
+# --- scores
 
 
 def guided() -> list[tuple[str, float]]:
@@ -127,27 +174,32 @@ def guided() -> list[tuple[str, float]]:
     return [(name, value) for name, values in WEIGHTS.items() for value in values]
 
 
-def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: float = 0.0) -> dict:
-    """A run's scores, from its folder where they are there; with one weight of guidance changed, if named."""
-    folder = study.folder(variant, seed)
-    path = folder / (f"scores_{weight}_{value:g}.json" if weight else "scores.json")
-    if path.exists():
-        return json.loads(path.read_text())
-    animator = loaded(folder)
-    changed = {weight: value} if weight else {}
-    scores = measure(animator, study.clips, dataclasses.replace(animator.config.sampling, **changed))
-    write_whole(path, json.dumps(scores, indent=1))
-    return scores
+def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: float = 0.0) -> dict[str, np.ndarray]:
+    """What `toy_score.measured` says of a run, from its folder where that is there; with one weight of
+    guidance changed, if named. The videos lie beside it."""
+    folder = study.folder(variant, seed) / (f"{weight}_{value:g}" if weight else "scores")
+    path = folder / "scores.npz"
+    if not path.exists():
+        folder.mkdir(exist_ok=True)
+        animator = loaded(study.folder(variant, seed))
+        clips = clips_for(study, animator.config)
+        changed = {weight: value} if weight else {}
+        videos = toy_score.generate(animator, clips, dataclasses.replace(animator.config.sampling, **changed))
+        save(folder / "videos.npz", {"videos": videos})
+        save(path, toy_score.measured(clips, videos, animator.config.data.frames))
+    with np.load(path) as arrays:
+        return dict(arrays)
 
 
-def measure(animator: Animator, count: int, sampling: configs.Sampling) -> dict:
-    """All scores of `toy_score` on so many clips of SEGMENTS segments."""
-    segment = animator.config.data.frames
-    shown = dataclasses.replace(animator.config.data, past=0)  # of which clips know nothing
-    clips = unseen_clips(shown, count, SEGMENTS * segment)
-    videos = toy_score.generate(animator, clips, sampling)
-    lasting = toy_score.endurance(videos, clips.target, segment)
-    return toy_score.score(clips, videos) | {name: values.tolist() for name, values in lasting.items()}
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_whole(path, file.getvalue())
+
+
+def clips_for(study: Study, config: configs.Config) -> toy_score.Clips:
+    shown = dataclasses.replace(config.data, past=0)  # of which clips know nothing
+    return unseen_clips(shown, study.clips, SEGMENTS * config.data.frames)
 
 
 # --- words and pictures
@@ -155,42 +207,92 @@ def measure(animator: Animator, count: int, sampling: configs.Sampling) -> dict:
 
 def write(study: Study) -> None:
     found = {v: [scores_of(study, v, seed) for seed in study.seeds] for v in study.variants}
-    base, *_ = study.variants
-    config = configs.from_flags(study.get_config())
-    trivial = np.mean([scores["psnr_trivial"] for scores in found[base]])
-    parts = [
-        f"# Ablation: {study.file.name}\n",
-        f"{configs.stage_ends(config)[-1]} steps each, seeds {', '.join(map(str, study.seeds))}; {study.clips} unseen clips of "
-        f"{SEGMENTS} segments of {config.data.frames} frames. Means over seeds ± half the way between the seeds' "
-        f"extremes; of drift the 95 % bootstrap interval over clips and seeds. Repeating the source has {trivial:.2f} dB. "
-        f"Control is the mean correlation of {', '.join(CONTROL)}. Repeat it with "
-        f"`python -m svdp_jax.ablate {study.file}{''.join(f' {flag}' for flag in study.flags)}`.\n",
-    ]  # fmt: skip
+    base, config = found[study.base], study.config()
+    parts = [introduction(study, config, base)]
     for number, (question, variants) in enumerate(study.questions.items(), 1):
-        shown = {name: found[name] for name in (base, *variants)}
-        plot = f"error_{number}.svg"
-        write_whole(study.workdir / plot, curves({name: np.mean([s["error"] for s in runs], 0) for name, runs in shown.items()}))
-        parts += [f"## {question}\n", table(shown), f"\n![Error by frame]({plot})\n"]
-    grid = {f"{name} {value:g}": [scores_of(study, base, study.seeds[0], name, value)] for name, value in guided()}
-    parts += ["## Weights of guidance\n", f"Of {base}, seed {study.seeds[0]}, one at a time.\n", table(grid)]
+        shown = {name: found[name] for name in (study.base, *variants)}
+        plot, picture = f"error_{number}.svg", f"frames_{number}.png"
+        errors = {name: np.mean([s["error"].mean(0) for s in runs], 0) for name, runs in shown.items()}
+        write_whole(study.workdir / plot, curves(errors))
+        write_image(study.workdir / picture, frames(study, list(shown)))
+        rows = ", ".join(["driver as the base sees it", "truth", *shown])
+        parts += [f"## {question}\n", table(shown), f"\nLess {study.base}:\n", differences(shown), "\nError by frame:"]
+        parts += [f"\n![Error by frame]({plot})\n", f"The first clip, seed {study.seeds[0]}; from the top: {rows}.\n"]
+        parts += [f"![Frames]({picture})\n"]
+    grid = {f"{name} {value:g}": [scores_of(study, study.base, study.seeds[0], name, value)] for name, value in guided()}
+    shown = {study.base: base[:1]} | grid
+    parts += ["## Weights of guidance\n", f"Of {study.base}, seed {study.seeds[0]}, one at a time.\n", table(shown)]
+    parts += [f"\nLess {study.base}:\n", differences(shown)]
     write_whole(study.workdir / "ablation.md", "\n".join(parts) + "\n")
 
 
+def introduction(study: Study, config: configs.Config, base: list[dict]) -> str:
+    trivial = np.mean([scores["trivial"] for scores in base])
+    at = config.sampling
+    return (
+        f"# Ablation: {study.file.name}\n\n"
+        f"{configs.stage_ends(config)[-1]} steps each, seeds {', '.join(map(str, study.seeds))}; {study.clips} unseen clips of "
+        f"{SEGMENTS} segments of {config.data.frames} frames, guidance {at.source:g}, {at.driving:g}, {at.past:g} "
+        f"(source, driving, past). Tables have means over seeds ± half the way between the seeds' extremes. Differences "
+        f"have 95 % intervals from {RESAMPLES} draws of clips, the same for both sides; **bold** ones leave out zero and "
+        f"have one sign with every seed. Repeating the source has {trivial:.2f} dB. "
+        f"Control is the mean correlation of {', '.join(CONTROL)}. A seam counts as seen where it flickers more than 95 % "
+        f"of the other pairs of frames, so 5 % is chance. Repeat it with "
+        f"`python -m svdp_jax.ablate {study.file}{''.join(f' {flag}' for flag in study.flags)}`.\n"
+    )
+
+
+def markdown(rows: dict[str, list[str]]) -> str:
+    lines = [f"| | {' | '.join(DIGITS)} |", "|---" * (len(DIGITS) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()])
+
+
 def table(rows: dict[str, list[dict]]) -> str:
-    """Markdown: a row a variant, of the scores of its seeds."""
-    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(cell(column, runs) for column in COLUMNS)} |" for name, runs in rows.items()]
-    return "\n".join(lines)
+    """A row a variant, of the scores of its seeds; drift has its interval."""
+    cells = {}
+    for name, runs in rows.items():
+        values = np.array([figures(scores) for scores in runs])  # seeds columns
+        spread = np.ptp(values, 0) / 2
+        cells[name] = [
+            f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(runs) > 1 else "")
+            for mean, half, digits in zip(values.mean(0), spread, DIGITS.values())
+        ]
+        drift = list(DIGITS).index("drift in 100 frames, ‰")
+        low, high = metrics.interval(1000 * np.mean([scores["drift"] for scores in runs], 0))
+        cells[name][drift] = f"{values[:, drift].mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+    return markdown(cells)
 
 
-def cell(column: str, runs: list[dict]) -> str:
-    read, digits = COLUMNS[column]
-    values = [read(scores) for scores in runs]
-    mean = f"{np.mean(values):.{digits}f}"
-    if column.startswith("drift"):
-        low, high = metrics.interval(1000 * np.concatenate([scores["drift"] for scores in runs]))
-        return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
-    return mean if len(values) == 1 else f"{mean} ± {np.ptp(values) / 2:.{digits}f}"
+def differences(rows: dict[str, list[dict]]) -> str:
+    """What each row after the first has more than the first, with intervals over clips."""
+    (_, base), *others = rows.items()
+    count = len(base[0]["psnr"])
+    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+
+    def less(runs: list[dict], clips: np.ndarray) -> np.ndarray:  # seeds columns
+        return np.array([np.subtract(figures(toy_score.at(a, clips)), figures(toy_score.at(b, clips))) for a, b in zip(runs, base)])
+
+    cells = {}
+    for name, runs in others:
+        by_seed = less(runs, np.arange(count))
+        low, high = np.quantile([less(runs, clips).mean(0) for clips in draws], [0.025, 0.975], axis=0)
+        cells[name] = []
+        for i, digits in enumerate(DIGITS.values()):
+            sure = low[i] * high[i] > 0 and len(set(np.sign(by_seed[:, i]))) == 1
+            text = f"{by_seed[:, i].mean():+.{digits}f}"
+            cells[name] += [f"{f'**{text}**' if sure else text} [{low[i]:+.{digits}f}, {high[i]:+.{digits}f}]"]
+    return markdown(cells)
+
+
+def frames(study: Study, variants: list[str]) -> np.ndarray:
+    """Some frames of the first clip: the base's driver, the truth, and what each variant makes of it."""
+    clips = clips_for(study, study.config())
+    rows = [clips.driving[0], clips.target[0]]
+    for variant in variants:
+        with np.load(study.folder(variant, study.seeds[0]) / "scores" / "videos.npz") as arrays:
+            rows.append(arrays["videos"][0])
+    some = np.linspace(0, len(rows[0]) - 1, SHOWN).astype(int)
+    return enlarged(contact_sheet([list(row[some]) for row in rows]))
 
 
 def curves(lines: dict[str, np.ndarray]) -> str:

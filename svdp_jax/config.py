@@ -289,6 +289,7 @@ def check(config: Config) -> None:
             f"backbone.table={b.table}",
         ),
         (d.masked or d.source == "toy", f"data.masked=False is for data.source=toy, not {d.source}"),
+        (d.batch >= 1, f"data.batch={d.batch} must be at least 1"),
         (d.frames >= 1, f"data.frames={d.frames} must be at least 1"),
         (
             0 <= d.past <= d.frames,

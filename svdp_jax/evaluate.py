@@ -3,6 +3,7 @@
 A toy model, on drawn people and motions it never saw, where the truth is known exactly:
 
     python -m svdp_jax.evaluate --checkpoint runs/toy_cpu
+    python -m svdp_jax.evaluate --checkpoint runs/toy_cpu --frames 160    # does it drift?
 
 Any model on a folder of videos, or on the crops of one that svdp_jax.prepare made. Protocol self:
 a clip's first frame is the source and the clip the driver, so that the truth is known. Protocol
@@ -48,6 +49,8 @@ def main() -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="DIR", help="a work folder of svdp_jax.train")
     add("--clips", type=int, default=8, metavar="N", help="how many drawn clips, without --data (default 8)")
+    add("--frames", type=int, default=toy_score.FRAMES, metavar="N",
+        help=f"of each drawn clip (default {toy_score.FRAMES}); with {toy_score.LASTING} or more, drift and seams are told")  # fmt: skip
     add("--method", choices=list(BASELINES), help="score this too, or alone: its weights are a folder of --weights")
     add("--data", type=Path, metavar="DIR", help="videos, or what svdp_jax.prepare made of them; prepared crops have no sound")
     add("--protocol", choices=PROTOCOLS, default="self", help="who drives (default self)")
@@ -86,7 +89,7 @@ def toy(options: argparse.Namespace) -> None:
     if animator.config.data.source != "toy":
         raise UserError(f"{options.checkpoint} was trained on videos; name others to score it on with --data DIR.")
     folder = options.output or options.checkpoint / "results"
-    print(toy_score.table(toy_score.evaluate(animator, options.clips, folder)))
+    print(toy_score.table(toy_score.evaluate(animator, options.clips, folder, options.frames)))
 
 
 def given(options: argparse.Namespace, folder: Path):

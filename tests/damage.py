@@ -101,7 +101,7 @@ def likeness(index: int) -> Callable[[Truth, np.ndarray], float]:
     def measure(truth: Truth, frames: np.ndarray) -> float:
         one = lambda tree: jax.tree.map(lambda field: field[None], tree)
         clips = toy_score.Clips(None, None, None, one(truth.identity), one(truth.driver), None)
-        return toy_score.likeness(frames[None], clips, one(truth.motion))[index]
+        return float(toy_score.likeness(frames[None], clips, one(truth.motion))[index][0])
 
     return measure
 

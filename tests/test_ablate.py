@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ FILE = ablate.Path(__file__).parents[1] / "configs" / "ablation" / "toy.py"
 
 
 def options(file, **changes) -> argparse.Namespace:
-    return argparse.Namespace(**{"file": file, "workdir": file.parent, "seeds": [0, 1], "clips": 2} | changes)
+    return argparse.Namespace(**{"file": file, "workdir": file.parent, "seeds": [0, 1], "clips": 3, "at_once": 1} | changes)
 
 
 def test_all_variants_are_whole_differ_and_have_the_same_budget():
@@ -44,17 +45,40 @@ def test_an_unmasked_driver_is_seen_whole():
 def test_endurance_of_known_videos():
     """Ten segments of four frames: an error that grows by 2 levels a segment, a jump of 8 where they meet."""
     target = np.full((1, 40, 8, 8, 3), 100, np.uint8)
-    frames = np.arange(40)
-    growing = (target + 2 * (frames // 4)[:, None, None, None]).astype(np.uint8)
+    steps = np.arange(40)
+    growing = (target + 2 * (steps // 4)[:, None, None, None]).astype(np.uint8)
     found = toy_score.endurance(growing, target, 4)
-    assert found["drift"] == pytest.approx([2 / 255]) and found["error"][-1] == pytest.approx(18 / 255)
-    assert found["seam"] == pytest.approx([2 / 255])
-    jumping = (target + 8 * (frames // 4 % 2)[:, None, None, None]).astype(np.uint8)
+    assert found["drift"] == pytest.approx([25 * 2 / 255]) and found["error"][0, -1] == pytest.approx(18 / 255)
+    assert found["seam"] == pytest.approx([2 / 255]) and found["seams_seen"] == [1]
+    jumping = (target + 8 * (steps // 4 % 2)[:, None, None, None]).astype(np.uint8)
     found = toy_score.endurance(jumping, target, 4)
     assert found["seam"] == pytest.approx([8 / 255])
-    assert found["drift"] == pytest.approx([20 / 82.5 / 255])  # of a line through 0, 8, 0, 8, ...
+    assert found["drift"] == pytest.approx([25 * 20 / 82.5 / 255])  # of a line through 0, 8, 0, 8, ...
     alike = toy_score.endurance(target, target, 4)
     assert all((alike[name] == 0).all() for name in alike)
+    noise = np.random.default_rng(0).integers(90, 110, (200, 40, 8, 8, 3)).astype(np.uint8)
+    found = toy_score.endurance(noise, np.broadcast_to(target, noise.shape), 4)
+    assert found["seams_seen"].mean() == pytest.approx(0.05, abs=0.03)  # chance
+    assert np.isnan(toy_score.endurance(target[:, :4], target[:, :4], 4)["drift"]).all()
+
+
+def runs(*psnr: list[float], control: float = 1.0) -> list[dict]:
+    """Scores of runs with these numbers by clip; what is fitted is the truth, or a share of it beside noise."""
+    rng = np.random.default_rng(1)
+    true, noise = rng.normal(size=(2, len(psnr[0]), 4, len(toy.Motion._fields)))
+    one = {name: np.linspace(0, 1, len(psnr[0])) for name in ("identity_error", "leak", "flicker", "drift", "seams_seen")}
+    return [one | {"psnr": np.array(p), "true": true, "fitted": control * true + (1 - control) * noise} for p in psnr]
+
+
+def test_differences_are_paired_and_bold_where_every_seed_agrees():
+    base = runs([10.0, 20.0, 30.0, 40.0], [11.0, 21.0, 31.0, 41.0])
+    better = runs([11.0, 21.0, 31.0, 41.0], [12.5, 22.5, 32.5, 42.5])
+    torn = runs([9.0, 19.0, 29.0, 39.0], [14.0, 24.0, 34.0, 44.0], control=0.5)
+    rows = ablate.differences({"base": base, "better": better, "torn": torn}).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert cells[0][:3] == ["better", "**+1.25** [+1.25, +1.25]", "+0.000 [+0.000, +0.000]"]  # clips differ far more
+    assert cells[1][:2] == ["torn", "+1.00 [+1.00, +1.00]"] and cells[1][2].startswith("**-")
+    assert ablate.table({"base": base}).splitlines()[2].startswith("| base | 25.50 ± 0.50 | 1.000 ± 0.000 |")
 
 
 VARIANTS = '''
@@ -77,13 +101,13 @@ def get_config(variant="base"):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """Two variants, whose trainings only draw weights; clips are noise, and half of the scores are made up of it."""
+    """Two variants, whose trainings only draw weights; clips are noise, and their scores are made up of it."""
     file = tmp_path / "tiny.py"
     file.write_text(VARIANTS.format(tests=str(ablate.Path(__file__).parent)))
     trained = []
 
     def train(study, variant, seed):
-        config = configs.from_flags(study.get_config(variant))
+        config = study.config(variant)
         _, weights, constants = nnx.split(SVDP(config.model, nnx.Rngs(seed)), nnx.Param, ...)
         if not (folder := study.folder(variant, seed) / "model").exists():
             checkpoint.save_model(folder, config, weights, constants)
@@ -93,13 +117,13 @@ def study(tmp_path, monkeypatch):
         noise = lambda *lead: np.random.default_rng(0).integers(0, 256, (count, *lead, 16, 16, 3), np.uint8)
         return toy_score.Clips(noise(), noise(frames), noise(frames), None, None, None)
 
-    def score(clips, videos):
-        numbers = {"psnr": toy_score.psnr(videos, clips.target), "psnr_trivial": 8.0, "identity_error": 0.1, "leak": 0.5}
-        return numbers | {"control": dict.fromkeys(toy.Motion._fields, 0.5)}
+    def measured(clips, videos, segment):
+        psnr = toy_score.psnr(videos, clips.target)
+        return runs(psnr)[0] | {"trivial": psnr - 1} | toy_score.endurance(videos, clips.target, segment)
 
     monkeypatch.setattr(ablate, "train", train)
     monkeypatch.setattr(ablate, "unseen_clips", clips)
-    monkeypatch.setattr(toy_score, "score", score)
+    monkeypatch.setattr(toy_score, "measured", measured)
     monkeypatch.setattr(ablate, "SEGMENTS", 3)
     return ablate.study(options(file, workdir=tmp_path / "runs"), ("--config.batch=2",)), trained
 
@@ -109,14 +133,33 @@ def test_the_study_is_written_and_goes_on_where_it_was(study, monkeypatch):
     ablate.run(study)
     assert trained == [("base", 0), ("base", 1), ("no past", 0), ("no past", 1)]
     words = (study.workdir / "ablation.md").read_text()
-    scores = [json.loads((study.folder("no past", seed) / "scores.json").read_text()) for seed in (0, 1)]
-    mean, half = np.mean([s["psnr"] for s in scores]), abs(scores[0]["psnr"] - scores[1]["psnr"]) / 2
-    assert f"| no past | {mean:.2f} ± {half:.2f} |" in words and "## Is past needed?" in words
+    psnr = [ablate.scores_of(study, "no past", seed)["psnr"].mean() for seed in (0, 1)]
+    assert f"| no past | {np.mean(psnr):.2f} ± {abs(psnr[0] - psnr[1]) / 2:.2f} |" in words and "## Is past needed?" in words
     assert "--config.batch=2" in words and (study.workdir / "error_1.svg").read_text().count("<polyline") == 2
-    assert all(f"| {name} {value:g} |" in words for name, value in ablate.guided())
-    monkeypatch.setattr(ablate, "measure", None)  # nothing is scored again
+    assert all(words.count(f"| {name} {value:g} |") == 2 for name, value in ablate.guided())
+    assert all((study.workdir / name).exists() for name in re.findall(r"\]\((\S+)\)", words))
+    assert ablate.frames(study, ["base", "no past"]).shape[1] > 8 * 16
+    monkeypatch.setattr(toy_score, "measured", None)  # nothing is scored again
     ablate.run(study)
     assert len(trained) == 4 and (study.workdir / "ablation.md").read_text() == words
+
+
+def test_trainings_at_once_have_cores_of_their_own(study, monkeypatch):
+    study, _ = study
+    mine = os.sched_getaffinity(0)
+    seen = []
+    monkeypatch.setattr(ablate, "train", lambda study, variant, seed: seen.append((seed, os.sched_getaffinity(0))))
+    ablate.train_all(study._replace(at_once=len(mine)), [("base", seed) for seed in range(20)])
+    assert sorted(seed for seed, _ in seen) == list(range(20))
+    assert all(len(cores) == 1 and cores <= mine for _, cores in seen) and os.sched_getaffinity(0) == mine
+
+
+def test_a_training_that_fails_is_said_with_its_last_words(tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text(VARIANTS.format(tests=str(ablate.Path(__file__).parent)))
+    study = ablate.study(options(file, workdir=tmp_path / "runs"), ("--config.data.batch=0",))
+    with pytest.raises(UserError, match=r"'base', seed 3, ended early; .*: train: .*batch"):
+        ablate.train(study, "base", 3)
 
 
 def test_a_file_that_is_none_is_said(tmp_path):

@@ -8,7 +8,7 @@ import dataclasses
 
 from svdp_jax import config as configs
 
-SELF, CROSS, LAST = 400, 2600, 1000  # steps
+SELF, CROSS, LAST = 400, 2000, 800  # steps
 
 
 def stages(first: bool = True, cross: bool = True, early: bool = False, late: bool = True) -> tuple:
