@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from svdp_jax import config as configs, metrics, report, toy_score
 from svdp_jax.animator import Animator
-from svdp_jax.data import toy
 from svdp_jax.data.images import contact_sheet, enlarged, write_image
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.files import write_whole
@@ -46,7 +45,7 @@ DIGITS = {
 
 def figures(scores: dict[str, np.ndarray]) -> list[float]:
     """The columns of DIGITS, of some clips of one run."""
-    control = toy.correlation(*toy_score.motions(scores))
+    control = toy_score.correlation(*toy_score.motions(scores))
     mean = {name: float(scores[name].mean()) for name in ("psnr", "identity_error", "leak", "flicker", "drift", "seams_seen")}
     return [
         mean["psnr"], float(np.mean([control[name] for name in CONTROL])),

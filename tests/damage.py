@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svdp_jax import metrics, toy_score
+from svdp_jax import metrics, toy_fit, toy_score
 from svdp_jax.data import toy
 from svdp_jax.data.records import to_uint8
 
@@ -112,7 +112,7 @@ def mouth_errors(truth: Truth, videos: list[np.ndarray]) -> list[float]:
     opening = np.asarray(truth.motion.mouth_open)
     place = int(np.abs(opening - opening[0]).argmax())
     shown = np.stack([frames[place] for frames in videos]) / np.float32(255)
-    fitted = toy.fit(jnp.asarray(shown), truth.identity)
+    fitted = toy_fit.fit(jnp.asarray(shown), truth.identity)
     true = toy_score.at(truth.motion, place)
     return [toy_score.control_error(true, toy_score.at(fitted, i))["mouth_open"] for i in range(len(videos))]
 

@@ -15,7 +15,7 @@ ROWS = (
     ("data.drivers", "data.encode", "data.report", "data.pipeline", "data.records", "data.feed"),
     ("prompts", "checkpoint", "runs", "preflight", "journal", "health", "alarm", "shipped", "credentials", "animator"),
     # Networks make these pairs, so they come after what loads networks.
-    ("data.pairs", "stages", "builders", "metrics", "clips", "measure", "report", "toy_score", "unseen", "reenact"),
+    ("data.pairs", "stages", "builders", "metrics", "clips", "measure", "report", "toy_fit", "toy_score", "unseen", "reenact"),
     ("flops", "chips", "hlo", "draw", "animate", "evaluate", "train", "prepare", "aot", "plan", "demo", "ablate"),
 )
 ORDER = [module for row in ROWS for module in row]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from svdp_jax import toy_fit, toy_score
 from svdp_jax.data import toy
 
 SIZE = 32
@@ -134,11 +135,11 @@ def test_fit_recovers_the_motion(people):
     one = jax.tree.map(lambda field: field[1], people)
     true = jax.jit(jax.vmap(lambda key: toy.sample_motion(key, 1)))(jax.random.split(jax.random.key(5), 8))
     true = jax.tree.map(lambda field: field[:, 0], true)
-    scores = toy.correlation(true, toy.fit(render(one, true, SIZE), one))
+    scores = toy_score.correlation(true, toy_fit.fit(render(one, true, SIZE), one))
     assert min(scores.values()) > 0.99, scores  # one frame of the eight gone astray shows
 
 
 def test_correlation_knows_likeness_and_constants():
     wave = jnp.sin(jnp.arange(8.0))
-    scores = toy.correlation(still(yaw=wave, pitch=wave), still(yaw=2 * wave + 1, pitch=-wave))
+    scores = toy_score.correlation(still(yaw=wave, pitch=wave), still(yaw=2 * wave + 1, pitch=-wave))
     assert scores["yaw"] == pytest.approx(1) and scores["pitch"] == pytest.approx(-1) and np.isnan(scores["roll"])
