@@ -36,23 +36,28 @@ RESAMPLES = 500  # of clips, for intervals
 SHOWN = 8  # frames of the first clip in pictures
 CONTROL = ("yaw", "pitch", "gaze_x", "gaze_y", "blink", "mouth_open")  # their mean is `control`
 WEIGHTS = {"source": (0.5, 1.0, 2.0), "driving": (1.0, 1.4, 2.5), "past": (0.5, 1.4, 2.5)}  # of guidance
-# The tables' columns, and their digits.
-DIGITS = {
-    "PSNR, dB ↑": 2, "control ↑": 3, "yaw ↑": 2, "blink ↑": 2, "mouth ↑": 2, "identity error, ‰ ↓": 1, "leak, ‰ ↓": 0,
-    "flicker, ‰ ↓": 1, "drift in 100 frames, ‰": 1, "seams seen, %": 0,
-}  # fmt: skip
+MEANS = ("psnr", "identity_error", "leak", "flicker", "drift", "seams_seen")
+DRIFT = "drift in 100 frames, ‰"
+# The tables' columns: their digits, and how they are read from means over clips, and correlations by parameter.
+COLUMNS = {
+    "PSNR, dB ↑": (2, lambda mean, control: mean["psnr"]),
+    "control ↑": (3, lambda mean, control: np.mean([control[name] for name in CONTROL])),
+    "yaw ↑": (2, lambda mean, control: control["yaw"]),
+    "blink ↑": (2, lambda mean, control: control["blink"]),
+    "mouth ↑": (2, lambda mean, control: control["mouth_open"]),
+    "identity error, ‰ ↓": (1, lambda mean, control: 1000 * mean["identity_error"]),
+    "leak, ‰ ↓": (0, lambda mean, control: 1000 * mean["leak"]),
+    "flicker, ‰ ↓": (1, lambda mean, control: 1000 * mean["flicker"]),
+    DRIFT: (1, lambda mean, control: 1000 * mean["drift"]),
+    "seams seen, %": (0, lambda mean, control: 100 * mean["seams_seen"]),
+}
 
 
-def figures(scores: dict[str, np.ndarray]) -> list[float]:
-    """The columns of DIGITS, of some clips of one run."""
+def figures(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """The COLUMNS of some clips of one run."""
+    mean = {name: scores[name].mean() for name in MEANS}
     control = toy_score.correlation(*toy_score.motions(scores))
-    mean = {name: float(scores[name].mean()) for name in ("psnr", "identity_error", "leak", "flicker", "drift", "seams_seen")}
-    return [
-        mean["psnr"], float(np.mean([control[name] for name in CONTROL])),
-        control["yaw"], control["blink"], control["mouth_open"],
-        1000 * mean["identity_error"], 1000 * mean["leak"], 1000 * mean["flicker"],
-        1000 * mean["drift"], 100 * mean["seams_seen"],
-    ]  # fmt: skip
+    return np.array([read(mean, control) for _, read in COLUMNS.values()])
 
 
 loaded = lru_cache(maxsize=1)(Animator.load)  # one that is compiled scores all weights of guidance
@@ -129,7 +134,12 @@ def run(study: Study) -> None:
 
 def train_all(study: Study, todo: list[tuple[str, int]]) -> None:
     with ThreadPoolExecutor(study.at_once, initializer=own_cores(study.at_once)) as pool:
-        list(tqdm(pool.map(lambda run: train(study, *run), todo), total=len(todo), desc="Training", unit="run", miniters=1))
+        trained = pool.map(lambda run: train(study, *run), todo)
+        try:
+            list(tqdm(trained, total=len(todo), desc="Training", unit="run", miniters=1))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that run have been told, or end well
+            raise
 
 
 def own_cores(count: int) -> Callable[[], None]:
@@ -178,7 +188,7 @@ def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: fl
     guidance changed, if named. The videos lie beside it."""
     folder = study.folder(variant, seed) / (f"{weight}_{value:g}" if weight else "scores")
     path = folder / "scores.npz"
-    if not path.exists():
+    if not (path.exists() and len(load(path)["psnr"]) == study.clips):
         folder.mkdir(exist_ok=True)
         animator = loaded(study.folder(variant, seed))
         clips = clips_for(study, animator.config)
@@ -186,6 +196,10 @@ def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: fl
         videos = toy_score.generate(animator, clips, dataclasses.replace(animator.config.sampling, **changed))
         save(folder / "videos.npz", {"videos": videos})
         save(path, toy_score.measured(clips, videos, animator.config.data.frames))
+    return load(path)
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as arrays:
         return dict(arrays)
 
@@ -237,12 +251,13 @@ def introduction(study: Study, config: configs.Config, base: list[dict]) -> str:
         f"have one sign with every seed. Repeating the source has {trivial:.2f} dB. "
         f"Control is the mean correlation of {', '.join(CONTROL)}. A seam counts as seen where it flickers more than 95 % "
         f"of the other pairs of frames, so 5 % is chance. Repeat it with "
-        f"`python -m svdp_jax.ablate {study.file}{''.join(f' {flag}' for flag in study.flags)}`.\n"
+        f"`python -m svdp_jax.ablate {study.file} --seeds {' '.join(map(str, study.seeds))} --clips {study.clips}"
+        f"{''.join(f' {flag}' for flag in study.flags)}`.\n"
     )
 
 
 def markdown(rows: dict[str, list[str]]) -> str:
-    lines = [f"| | {' | '.join(DIGITS)} |", "|---" * (len(DIGITS) + 1) + "|"]
+    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()])
 
 
@@ -254,9 +269,9 @@ def table(rows: dict[str, list[dict]]) -> str:
         spread = np.ptp(values, 0) / 2
         cells[name] = [
             f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(runs) > 1 else "")
-            for mean, half, digits in zip(values.mean(0), spread, DIGITS.values())
+            for mean, half, (digits, _) in zip(values.mean(0), spread, COLUMNS.values())
         ]
-        drift = list(DIGITS).index("drift in 100 frames, ‰")
+        drift = list(COLUMNS).index(DRIFT)
         low, high = metrics.interval(1000 * np.mean([scores["drift"] for scores in runs], 0))
         cells[name][drift] = f"{values[:, drift].mean():+.1f} [{low:+.1f}, {high:+.1f}]"
     return markdown(cells)
@@ -269,14 +284,14 @@ def differences(rows: dict[str, list[dict]]) -> str:
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
 
     def less(runs: list[dict], clips: np.ndarray) -> np.ndarray:  # seeds columns
-        return np.array([np.subtract(figures(toy_score.at(a, clips)), figures(toy_score.at(b, clips))) for a, b in zip(runs, base)])
+        return np.array([figures(toy_score.at(a, clips)) - figures(toy_score.at(b, clips)) for a, b in zip(runs, base)])
 
     cells = {}
     for name, runs in others:
         by_seed = less(runs, np.arange(count))
         low, high = np.quantile([less(runs, clips).mean(0) for clips in draws], [0.025, 0.975], axis=0)
         cells[name] = []
-        for i, digits in enumerate(DIGITS.values()):
+        for i, (digits, _) in enumerate(COLUMNS.values()):
             sure = low[i] * high[i] > 0 and len(set(np.sign(by_seed[:, i]))) == 1
             text = f"{by_seed[:, i].mean():+.{digits}f}"
             cells[name] += [f"{f'**{text}**' if sure else text} [{low[i]:+.{digits}f}, {high[i]:+.{digits}f}]"]
@@ -288,8 +303,7 @@ def frames(study: Study, variants: list[str]) -> np.ndarray:
     clips = clips_for(study, study.config())
     rows = [clips.driving[0], clips.target[0]]
     for variant in variants:
-        with np.load(study.folder(variant, study.seeds[0]) / "scores" / "videos.npz") as arrays:
-            rows.append(arrays["videos"][0])
+        rows.append(load(study.folder(variant, study.seeds[0]) / "scores" / "videos.npz")["videos"][0])
     some = np.linspace(0, len(rows[0]) - 1, SHOWN).astype(int)
     return enlarged(contact_sheet([list(row[some]) for row in rows]))
 
