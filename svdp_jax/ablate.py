@@ -123,7 +123,7 @@ def run(study: Study) -> None:
     train_all(study, todo)
     for variant, seed in tqdm(todo, desc="Scoring", unit="run"):
         scores_of(study, variant, seed)
-    for weight in tqdm(guided(), desc="Scoring weights of guidance", unit="weight"):
+    for weight in tqdm(guided(study), desc="Scoring weights of guidance", unit="weight"):
         scores_of(study, study.base, study.seeds[0], *weight)
     write(study)
     print(f"See {study.workdir / 'ablation.md'}.")
@@ -178,9 +178,10 @@ def train(study: Study, variant: str, seed: int) -> None:
 # --- scores
 
 
-def guided() -> list[tuple[str, float]]:
-    """Each weight of guidance in turn, the others as they are."""
-    return [(name, value) for name, values in WEIGHTS.items() for value in values]
+def guided(study: Study) -> list[tuple[str, float]]:
+    """Other weights of guidance than the base's, one at a time."""
+    usual = study.config().sampling
+    return [(name, value) for name, values in WEIGHTS.items() for value in values if value != getattr(usual, name)]
 
 
 def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: float = 0.0) -> dict[str, np.ndarray]:
@@ -232,7 +233,7 @@ def write(study: Study) -> None:
         parts += [f"## {question}\n", table(shown), f"\nLess {study.base}:\n", differences(shown), "\nError by frame:"]
         parts += [f"\n![Error by frame]({plot})\n", f"The first clip, seed {study.seeds[0]}; from the top: {rows}.\n"]
         parts += [f"![Frames]({picture})\n"]
-    grid = {f"{name} {value:g}": [scores_of(study, study.base, study.seeds[0], name, value)] for name, value in guided()}
+    grid = {f"{name} {value:g}": [scores_of(study, study.base, study.seeds[0], name, value)] for name, value in guided(study)}
     shown = {study.base: base[:1]} | grid
     parts += ["## Weights of guidance\n", f"Of {study.base}, seed {study.seeds[0]}, one at a time.\n", table(shown)]
     parts += [f"\nLess {study.base}:\n", differences(shown)]

@@ -174,6 +174,7 @@ class Config:
     remat: str = "none"  # what the backward pass finds kept: none (all) | full (nothing) |
     # attention (its outputs) | offload (the same, in host memory)
     backbone: str = ""  # folder of converted SD3.5 weights to start from; empty means random
+    start: str = ""  # work folder of a finished run whose model a new one starts from
     prompt: str = ""  # file of an encoded prompt; empty means zeros
     seed: int = 0
     log_every: int = 10
@@ -316,6 +317,10 @@ def check(config: Config) -> None:
         (
             v.scheme != "ring" or v.temporal != "factorized",
             "video.scheme=ring is for video.temporal=full",
+        ),
+        (
+            not (config.start and config.backbone),
+            f"start={config.start} brings a backbone; leave backbone={config.backbone} away",
         ),
         (len(config.stages) > 0, "stages must name at least one stage"),
         (

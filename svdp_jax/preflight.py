@@ -88,6 +88,9 @@ def abstract_model(config: configs.Config) -> SVDP:
 
 def weights(config: configs.Config) -> Iterator[str]:
     """Folders of weights that are absent, cut off, or another network's."""
+    if config.start:
+        make = lambda: SVDP(config.model, nnx.Rngs(0))
+        yield from folder_of(checkpoint.model_folder(Path(config.start)), "config.start", make, "svdp_jax.train")
     if config.backbone:
         make = lambda: MMDiT(config.model.backbone, nnx.Rngs(0))
         yield from folder_of(config.backbone, "config.backbone", make)
@@ -99,11 +102,11 @@ def weights(config: configs.Config) -> Iterator[str]:
         yield from folder_of(codec.weights, "config.model.codec.weights", make)
 
 
-def folder_of(name: str, field: str, make) -> Iterator[str]:
+def folder_of(name, field: str, make, maker: str = "convert") -> Iterator[str]:
     """Sizes and shapes alone are looked at; checksums follow when the weights are loaded."""
     folder = Path(name)
     if not folder.is_dir():
-        yield f"{field}={name} is not a folder; make it with `python -m convert`."
+        yield f"{field}={name} is not a folder; make it with `python -m {maker}`."
         return
     try:
         checkpoint.about(folder)

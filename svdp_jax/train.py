@@ -103,17 +103,19 @@ def state_maker(config: configs.Config, mesh: jax.sharding.Mesh):
 
 
 def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
-    """A fresh state on the mesh, with the backbone of the folder that the config names."""
+    """A fresh state on the mesh, with the weights of the folder that the config names, if it does."""
     graph, make = state_maker(config, mesh)
     state = make(jax.random.key(config.seed))
-    if config.backbone:
-        image = checkpoint.load_parts(
-            Path(config.backbone), state.weights["image"], state.constants["image"]
-        )
-        for part, loaded in zip((state.weights, state.constants), image):
+    weights, constants = state.weights, state.constants
+    if not (config.start or config.backbone):
+        return graph, state
+    if config.start:
+        weights, constants = checkpoint.load_parts(checkpoint.model_folder(Path(config.start)), weights, constants)
+    else:
+        image = checkpoint.load_parts(Path(config.backbone), weights["image"], constants["image"])
+        for part, loaded in zip((weights, constants), image):
             part["image"] = loaded
-        state = state._replace(average=jax.tree.map(jnp.copy, state.weights))
-    return graph, state
+    return graph, state._replace(weights=weights, constants=constants, average=jax.tree.map(jnp.copy, weights))
 
 
 def seen(driving: jax.Array, factor: int, dtype) -> jax.Array:

@@ -136,7 +136,7 @@ def test_the_study_is_written_and_goes_on_where_it_was(study, monkeypatch):
     psnr = [ablate.scores_of(study, "no past", seed)["psnr"].mean() for seed in (0, 1)]
     assert f"| no past | {np.mean(psnr):.2f} ± {abs(psnr[0] - psnr[1]) / 2:.2f} |" in words and "## Is past needed?" in words
     assert "--config.batch=2" in words and (study.workdir / "error_1.svg").read_text().count("<polyline") == 2
-    assert all(words.count(f"| {name} {value:g} |") == 2 for name, value in ablate.guided())
+    assert all(words.count(f"| {name} {value:g} |") == 2 for name, value in ablate.guided(study))
     assert all((study.workdir / name).exists() for name in re.findall(r"\]\((\S+)\)", words))
     assert ablate.frames(study, ["base", "no past"]).shape[1] > 8 * 16
     monkeypatch.setattr(toy_score, "measured", None)  # nothing is scored again

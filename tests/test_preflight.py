@@ -15,6 +15,7 @@ from svdp_jax import checkpoint, config as configs, preflight, prompts
 from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from svdp_jax.models.mmdit import MMDiT
+from svdp_jax.models.svdp import SVDP
 
 CONFIG = little_run.config()
 
@@ -65,6 +66,17 @@ def test_a_batch_or_network_that_does_not_divide_is_said(tmp_path, monkeypatch):
     assert "config.data.batch=8 in 1 micro-batches does not divide over 3 devices" in text
     assert "config.data.frames=2 does not divide over mesh.context=5" in text
     assert "of shape (8, 32) does not divide over {'data': 1, 'fsdp': 3, 'context': 5}" in text
+
+
+def test_a_model_to_start_from_is_looked_at(tmp_path):
+    nowhere = problems(changed(start=str(tmp_path / "nowhere")), tmp_path)
+    assert "nowhere is not a folder; make it with `python -m svdp_jax.train`" in nowhere
+    other = changed(model=dataclasses.replace(CONFIG.model, video=configs.Video(heads=2, temporal="none")))
+    _, weights, constants = nnx.split(SVDP(other.model, nnx.Rngs(0)), nnx.Param, ...)
+    checkpoint.save_model(tmp_path / "run" / "model", other, weights, constants)
+    assert "does not fit config.model" in problems(changed(start=str(tmp_path / "run")), tmp_path)
+    with pytest.raises(UserError, match="start=run brings a backbone"):
+        configs.check(changed(start="run", backbone="weights"))
 
 
 def test_weights_that_do_not_fit_or_are_cut_off_are_named(tmp_path):

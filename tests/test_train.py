@@ -18,6 +18,7 @@ from svdp_jax.animate import Animator
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.errors import UserError
 from svdp_jax.models.mmdit import MMDiT
+from svdp_jax.models.svdp import SVDP
 from conftest import randomized, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -266,6 +267,19 @@ def test_weight_decay_spares_biases_and_scales(common):
     updates, _ = jax.jit(lambda w: optimizer.update(still, optimizer.init(w), w))(weights)
     for name, change in checkpoint.named(updates).items():
         assert bool((change != 0).any()) == name.endswith("kernel"), name
+
+
+def test_training_starts_from_the_model_of_another_run(tmp_path):
+    """With other stages and other frames a segment; its average becomes the weights."""
+    config = tiny_config()
+    _, weights, constants = nnx.split(randomized(SVDP(config.model, nnx.Rngs(5))), nnx.Param, ...)
+    checkpoint.save_model(tmp_path / "run" / "model", config, weights, constants)
+    data = dataclasses.replace(config.data, frames=2 * config.data.frames)
+    _, state, _ = make(dataclasses.replace(config, start=str(tmp_path / "run"), data=data))
+    for loaded, saved in ((state.weights, weights), (state.average, weights), (state.constants, constants)):
+        loaded, saved = checkpoint.named(loaded), checkpoint.named(saved)
+        assert set(loaded) == set(saved) and all((np.asarray(loaded[name]) == saved[name]).all() for name in saved)
+    assert int(state.step) == 0
 
 
 def test_training_starts_from_a_converted_backbone(tmp_path):
