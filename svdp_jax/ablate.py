@@ -172,7 +172,7 @@ def train(study: Study, variant: str, seed: int) -> None:
         code = subprocess.run(command, stdout=words, stderr=words).returncode
     if code or not (folder / "model" / "manifest.json").exists():
         last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"the training of {variant!r}, seed {seed}, ended early; the same command goes on with it: {last}")
+        raise UserError(f"the training of {variant!r}, seed {seed}, ended early; mend it and start again ({log}): {last}")
 
 
 # --- scores
