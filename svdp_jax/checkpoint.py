@@ -228,10 +228,12 @@ def restore(folder: Path, item: dict, restore_args: dict) -> dict:
 
 
 def stored_arrays(folder: Path) -> dict:
-    """Shape and dtype of every stored array by dotted path."""
+    """Shape and dtype of every stored array by dotted path. UserError where Orbax stored none."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
-    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in tree.items()}
+        found = checkpointer.metadata(folder.absolute()).item_metadata
+    if found is None:
+        raise UserError(f"{folder} holds no arrays; name a work folder of svdp_jax.train, or what `python -m convert` made.")
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.tree.items()}
 
 
 # --- trained models

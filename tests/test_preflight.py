@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import little_run
-from svdp_jax import checkpoint, config as configs, preflight, prompts
+from svdp_jax import checkpoint, config as configs, preflight, prompts, shipped
 from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
 from svdp_jax.models.mmdit import MMDiT
@@ -75,6 +75,8 @@ def test_a_model_to_start_from_is_looked_at(tmp_path):
     _, weights, constants = nnx.split(SVDP(other.model, nnx.Rngs(0)), nnx.Param, ...)
     checkpoint.save_model(tmp_path / "run" / "model", other, weights, constants)
     assert "does not fit config.model" in problems(changed(start=str(tmp_path / "run")), tmp_path)
+    exported = problems(changed(start=str(shipped.FOLDER)), tmp_path)
+    assert "holds no arrays; name a work folder" in exported
     with pytest.raises(UserError, match="start=run brings a backbone"):
         configs.check(changed(start="run", backbone="weights"))
 
