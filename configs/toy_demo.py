@@ -8,10 +8,11 @@ motions never seen. Over 160 frames of each: 4.7 dB, and a drift of -0.6 ‰ [-1
 which is none; of the seams between segments 23 % show where 5 % are chance. Its pictures are still
 blurred: 8x8-pixel patches in 32x32 show their borders.
 
-Sampling steps were chosen on these same clips, which flatters a little; guidance 1.4: 5 steps 4.55 dB, mouth 0.62, blink 0.78; 3 steps 4.70,
-0.68, 0.81; 2 steps 4.80, 0.67, 0.80. With guidance 1, 2 steps have 5.2 dB, but gaze 0.43 and 0.19.
-Tried after it, from this model (`config.start`): 4500 steps more in segments of four frames after two
-past ones, 12 minutes of one core: +0.04 dB, 21 % of seams seen for 23 %, not worth a change.
+Sampling steps were chosen on these same clips, which flatters a little. With guidance 1.4: 5 steps
+4.55 dB, mouth 0.62, blink 0.78; 3 steps 4.70, 0.68, 0.81; 2 steps 4.80, 0.67, 0.80. With guidance 1,
+2 steps have 5.2 dB, but gaze 0.43 and 0.19. Tried after it, from this run's model (`config.start`):
+4500 steps more in segments of four frames after two past ones, 12 minutes of one core; on 8 clips
+of 160 frames +0.04 dB, 21 % of seams seen for 23 %, not worth a change.
 """
 
 from svdp_jax import config as configs

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from svdp_jax import config as configs, metrics, report, toy_score
 from svdp_jax.animator import Animator
 from svdp_jax.data.images import contact_sheet, enlarged, write_image
+from svdp_jax.data.report import spread
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.files import write_whole
 
@@ -81,8 +82,9 @@ class Study(NamedTuple):
     def base(self) -> str:
         return self.variants[0]
 
-    def config(self, variant: str = "") -> configs.Config:
-        return configs.from_flags(self.get_config(variant or self.base))
+    def config(self) -> configs.Config:
+        """The base's."""
+        return configs.from_flags(self.get_config(self.base))
 
     def folder(self, variant: str, seed: int) -> Path:
         return self.workdir / variant.replace(" ", "_") / f"seed_{seed}"
@@ -280,17 +282,18 @@ def table(rows: dict[str, list[dict]]) -> str:
 
 def differences(rows: dict[str, list[dict]]) -> str:
     """What each row after the first has more than the first, with intervals over clips."""
-    (_, base), *others = rows.items()
-    count = len(base[0]["psnr"])
-    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-
-    def less(runs: list[dict], clips: np.ndarray) -> np.ndarray:  # seeds columns
-        return np.array([figures(toy_score.at(a, clips)) - figures(toy_score.at(b, clips)) for a, b in zip(runs, base)])
-
+    base, *others = rows
+    count = len(rows[base][0]["psnr"])
+    # All clips, then draws of them; the same for every row.
+    draws = [np.arange(count), *np.random.default_rng(0).integers(count, size=(RESAMPLES, count))]
+    found = {  # draws seeds columns
+        name: np.array([[figures(toy_score.at(scores, clips)) for scores in runs] for clips in draws])
+        for name, runs in rows.items()
+    }
     cells = {}
-    for name, runs in others:
-        by_seed = less(runs, np.arange(count))
-        low, high = np.quantile([less(runs, clips).mean(0) for clips in draws], [0.025, 0.975], axis=0)
+    for name in others:
+        by_seed, *drawn = found[name] - found[base]
+        low, high = np.quantile(np.mean(drawn, 1), [0.025, 0.975], axis=0)
         cells[name] = []
         for i, (digits, _) in enumerate(COLUMNS.values()):
             sure = low[i] * high[i] > 0 and len(set(np.sign(by_seed[:, i]))) == 1
@@ -305,8 +308,7 @@ def frames(study: Study, variants: list[str]) -> np.ndarray:
     rows = [clips.driving[0], clips.target[0]]
     for variant in variants:
         rows.append(load(study.folder(variant, study.seeds[0]) / "scores" / "videos.npz")["videos"][0])
-    some = np.linspace(0, len(rows[0]) - 1, SHOWN).astype(int)
-    return enlarged(contact_sheet([list(row[some]) for row in rows]))
+    return enlarged(contact_sheet([list(row[spread(len(row), SHOWN)]) for row in rows]))
 
 
 def curves(lines: dict[str, np.ndarray]) -> str:

@@ -27,6 +27,7 @@ from svdp_jax.animator import Animator
 from svdp_jax.data import toy
 from svdp_jax.data.images import contact_sheet, enlarged, write_image
 from svdp_jax.data.records import to_uint8
+from svdp_jax.data.report import spread
 from svdp_jax.data.writer import VideoWriter
 
 UNSEEN = 1 << 20  # seed of people and motions for scoring only
@@ -156,8 +157,7 @@ def measured(clips: Clips, videos: np.ndarray, segment: int) -> dict[str, np.nda
     in the order of `toy.Motion`; identity_error and leak of `likeness` in these; what `endurance`
     measures.
     """
-    frames = videos.shape[1]
-    some = np.linspace(0, frames - 1, min(frames, FITTED)).astype(int)
+    some = spread(videos.shape[1], FITTED)
     fitted = fitted_motion(videos[:, some], clips.identity)
     identity_error, leak = likeness(videos[:, some], clips, fitted)
     repeated = np.broadcast_to(clips.source[:, None], clips.target.shape)
@@ -214,7 +214,7 @@ def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict, provena
     (folder / "results.json").write_text(json.dumps(results, indent=2))
     (folder / "results.md").write_text(table(results) + "\n")
     columns = (clips.driving, videos, clips.target)
-    shown = np.linspace(0, videos.shape[1] - 1, BOARD_FRAMES).astype(int)
+    shown = spread(videos.shape[1], BOARD_FRAMES)
     rows = [
         [clips.source[i]] + [column[i, frame] for column in columns for frame in shown]
         for i in range(len(videos))

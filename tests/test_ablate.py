@@ -107,7 +107,7 @@ def study(tmp_path, monkeypatch):
     trained = []
 
     def train(study, variant, seed):
-        config = study.config(variant)
+        config = configs.from_flags(study.get_config(variant))
         _, weights, constants = nnx.split(SVDP(config.model, nnx.Rngs(seed)), nnx.Param, ...)
         if not (folder := study.folder(variant, seed) / "model").exists():
             checkpoint.save_model(folder, config, weights, constants)
