@@ -72,6 +72,7 @@ def read(path: Path) -> list[Tensor | Derived]:
         raise UserError(f"{path} {error}; it is refused.") from None
     except MALFORMED as error:
         raise UserError(f"{path} has a broken pickle ({type(error).__name__}: {error}).") from None
+    # zipfile says NotImplementedError of a compression it does not know.
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise UserError(f"{path} is broken ({error}); fetch it again.") from None
 
