@@ -9,7 +9,5 @@ from svdp_jax import config as configs
 
 def get_config():
     return configs.as_flags(
-        configs.full_size(
-            "gpu_h100", "", batch=8, mesh=configs.Mesh(data=1, fsdp=2, context=4), remat="full"
-        )
+        configs.full_size("gpu_h100", "", batch=8, mesh=configs.Mesh(data=1, fsdp=2, context=4), remat="full")
     )

@@ -17,8 +17,16 @@ def get_config():
             name="toy_cpu_long",
             model=configs.Model(
                 backbone=configs.Backbone(
-                    width=224, heads=4, blocks=4, dual=1, text_width=32, pooled_width=32,
-                    channels=192, patch=2, table=24, base=480,
+                    width=224,
+                    heads=4,
+                    blocks=4,
+                    dual=1,
+                    text_width=32,
+                    pooled_width=32,
+                    channels=192,
+                    patch=2,
+                    table=24,
+                    base=480,
                 ),
                 video=configs.Video(heads=4),
                 codec=configs.Codec(kind="pixels", factor=8),

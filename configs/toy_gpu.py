@@ -14,8 +14,16 @@ def get_config():
             name="toy_gpu",
             model=configs.Model(
                 backbone=configs.Backbone(
-                    width=384, heads=6, blocks=8, dual=4, text_width=32, pooled_width=32,
-                    channels=48, patch=2, table=24, base=480,
+                    width=384,
+                    heads=6,
+                    blocks=8,
+                    dual=4,
+                    text_width=32,
+                    pooled_width=32,
+                    channels=48,
+                    patch=2,
+                    table=24,
+                    base=480,
                 ),
                 video=configs.Video(heads=6),
                 codec=configs.Codec(kind="pixels", factor=4),

@@ -13,7 +13,6 @@ from svdp_jax import config as configs
 def get_config():
     return configs.as_flags(
         configs.full_size(
-            "tpu_v5e", "v5e:8x8", batch=64, mesh=configs.Mesh(data=1, fsdp=16, context=4),
-            remat="attention", accumulate=4,
+            "tpu_v5e", "v5e:8x8", batch=64, mesh=configs.Mesh(data=1, fsdp=16, context=4), remat="attention", accumulate=4
         )
     )

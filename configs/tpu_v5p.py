@@ -13,7 +13,5 @@ from svdp_jax import config as configs
 
 def get_config():
     return configs.as_flags(
-        configs.full_size(
-            "tpu_v5p", "v5p:2x2x2", batch=8, mesh=configs.Mesh(data=1, fsdp=2, context=4), remat="attention"
-        )
+        configs.full_size("tpu_v5p", "v5p:2x2x2", batch=8, mesh=configs.Mesh(data=1, fsdp=2, context=4), remat="attention")
     )

@@ -14,7 +14,6 @@ from svdp_jax import config as configs
 def get_config():
     return configs.as_flags(
         configs.full_size(
-            "tpu_v6e", "v6e:4x4", batch=16, mesh=configs.Mesh(data=1, fsdp=4, context=4),
-            remat="attention", accumulate=4,
+            "tpu_v6e", "v6e:4x4", batch=16, mesh=configs.Mesh(data=1, fsdp=4, context=4), remat="attention", accumulate=4
         )
     )

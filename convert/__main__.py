@@ -14,7 +14,7 @@ import jax
 
 from convert import networks, prompt, sources
 from svdp_jax.errors import UserError
-from svdp_jax.prompts import PORTRAIT
+from svdp_jax.weights.prompts import PORTRAIT
 
 EXAMPLES = f"""\
 networks:
@@ -44,24 +44,15 @@ on the Hugging Face hub. OUT must not exist; it appears when it is complete.
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m convert",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m convert", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("network", choices=[*networks.NETWORKS, "prompt"])
     parser.add_argument("src", metavar="SRC")
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--reverse", action="store_true", help="Flax to a diffusers folder")
-    parser.add_argument(
-        "--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC"
-    )
-    parser.add_argument(
-        "--allow-nonfinite", action="store_true", help="accept weights with NaN or infinity"
-    )
-    parser.add_argument(
-        "--prompt", default=PORTRAIT, help="for the network prompt; default: %(default)r"
-    )
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="accept weights with NaN or infinity")
+    parser.add_argument("--prompt", default=PORTRAIT, help="for the network prompt; default: %(default)r")
     options = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # weights pass through host memory only
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
@@ -122,14 +113,10 @@ def copy(src: Path, out: Path) -> None:
 def table(rows: list[networks.Row]) -> str:
     """The summary, one line per network."""
     lines = [networks.Row._fields] + [
-        (r.network, str(r.tensors), f"{r.parameters:,}", f"{r.bytes:,}", r.dtype, r.checksum)
-        for r in rows
+        (r.network, str(r.tensors), f"{r.parameters:,}", f"{r.bytes:,}", r.dtype, r.checksum) for r in rows
     ]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-        for line in lines
-    )
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,7 @@ import re
 from convert.rules import Layout, Network, Rule, linear
 from convert.tensors import Tensor
 from svdp_jax.errors import UserError
-from svdp_jax.models.metric_nets import (
-    I3D,
-    LPIPS,
-    ArcFace,
-    ArcFaceConfig,
-    I3DConfig,
-    LPIPSConfig,
-    SyncNet,
-    SyncNetConfig,
-)
+from svdp_jax.models.metric_nets import I3D, LPIPS, ArcFace, ArcFaceConfig, I3DConfig, LPIPSConfig, SyncNet, SyncNetConfig
 
 KERNEL = "o i ... -> ... i o"  # of a convolution over any number of axes
 
@@ -123,18 +114,12 @@ I3D_NETWORK = Network(
     build=I3D,
 )
 ARCFACE = I3D_NETWORK._replace(
-    name="arcface",
-    folder="arcface",
-    read_config=arcface_config,
-    layout=arcface_layout,
-    build=ArcFace,
+    name="arcface", folder="arcface", read_config=arcface_config, layout=arcface_layout, build=ArcFace
 )
 SYNCNET = I3D_NETWORK._replace(
     name="syncnet",
     folder="syncnet",
-    read_config=lambda tensors, source: SyncNetConfig(
-        rows(tensors, "netcnnaud.0.weight"), rows(tensors, "netfcaud.3.weight")
-    ),
+    read_config=lambda tensors, source: SyncNetConfig(rows(tensors, "netcnnaud.0.weight"), rows(tensors, "netfcaud.3.weight")),
     layout=lambda config: Layout(SYNCNET_RULES),
     build=SyncNet,
 )

@@ -15,10 +15,9 @@ from convert.rules import Checksum, Network
 from convert.sd35 import SD35, VIDEO_MODEL
 from convert.text import CLIP_G, CLIP_L, T5
 from convert.vae import VAE
-from svdp_jax.checkpoint import NETWORKS as KINDS
-from svdp_jax.checkpoint import about, load_arrays, save_weights
 from svdp_jax.config import build
 from svdp_jax.errors import UserError
+from svdp_jax.weights.checkpoint import NETWORKS as KINDS, about, load_arrays, save_weights
 
 TEXT = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5}
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
@@ -93,10 +92,7 @@ def reverse(src: Path, out: Path, network: Network, dtype: str | None, nonfinite
         outputs = [o for o in outputs if not o.name.startswith(prefix)]
         about_added = {"config": written.pop(network.extra), "facts": others(facts)}
         write_json(out / f"{network.extra}.json", about_added)
-        tensors.write(
-            out / f"{network.extra}.safetensors",
-            [o._replace(name=o.name.removeprefix(prefix)) for o in added],
-        )
+        tensors.write(out / f"{network.extra}.safetensors", [o._replace(name=o.name.removeprefix(prefix)) for o in added])
     write_json(out / network.folder / "config.json", written)
     tensors.write(out / network.folder / network.file, outputs)
     return summary(network, arrays, checksum, dtype)

@@ -198,7 +198,7 @@ def text(value: Any) -> str:
 
 
 CALLS = {
-    "collections OrderedDict": lambda: {},
+    "collections OrderedDict": dict,
     "torch._utils _rebuild_tensor_v2": rebuild,
     "torch._utils _rebuild_parameter": lambda view, *_: view,
 }
@@ -243,11 +243,11 @@ def extend(stack: list, items: tuple) -> None:
 VALUES = {
     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING",
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
-}
+}  # fmt: skip
 CONSTANTS = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "MARK": lambda: MARK,
     "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
-}
+}  # fmt: skip
 PUT, GET = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"BINGET", "LONG_BINGET"}
 STEPS = {
     "GLOBAL": name,

@@ -5,8 +5,8 @@ from pathlib import Path
 from flax import nnx
 
 from convert import networks
-from svdp_jax import prompts
-from svdp_jax.checkpoint import about, load_network, replaced
+from svdp_jax.weights import prompts
+from svdp_jax.weights.checkpoint import about, load_network, replaced
 
 FOLDERS = (*networks.TEXT, *networks.TOKENIZERS)
 

@@ -21,8 +21,8 @@ from flax import nnx
 from tqdm import tqdm
 
 from convert.tensors import CODES, Tensor
-from svdp_jax.checkpoint import named
 from svdp_jax.errors import UserError
+from svdp_jax.weights.checkpoint import named
 
 SAME = "... -> ..."
 EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}  # all set: inf or NaN
@@ -46,29 +46,19 @@ class Rule:
         groups = [f"(?P<g{i}>{text})" for i, text in enumerate(texts[1::2], 1)]
         literal, *rest = re.split(r"\\(\d)", self.target)
         pairs = zip(rest[::2], rest[1::2])
-        expression = re.escape(literal) + "".join(
-            groups[int(number) - 1] + re.escape(text) for number, text in pairs
-        )
-        template = texts[0] + "".join(
-            rf"\g<g{i}>{text}" for i, text in enumerate(texts[2::2], 1)
-        )
+        expression = re.escape(literal) + "".join(groups[int(number) - 1] + re.escape(text) for number, text in pairs)
+        template = texts[0] + "".join(rf"\g<g{i}>{text}" for i, text in enumerate(texts[2::2], 1))
         return re.compile(expression), template.replace(r"\.", ".")
 
 
 def linear(source: str, target: str) -> tuple[Rule, Rule]:
     """A layer with weight (o i) and bias."""
-    return (
-        Rule(rf"{source}\.weight", f"{target}.kernel", "o i -> i o"),
-        Rule(rf"{source}\.bias", f"{target}.bias"),
-    )
+    return (Rule(rf"{source}\.weight", f"{target}.kernel", "o i -> i o"), Rule(rf"{source}\.bias", f"{target}.bias"))
 
 
 def norm(source: str, target: str) -> tuple[Rule, Rule]:
     """A normalisation with weight and bias."""
-    return (
-        Rule(rf"{source}\.weight", f"{target}.scale"),
-        Rule(rf"{source}\.bias", f"{target}.bias"),
-    )
+    return (Rule(rf"{source}\.weight", f"{target}.scale"), Rule(rf"{source}\.bias", f"{target}.bias"))
 
 
 @dataclass(frozen=True)
@@ -235,9 +225,7 @@ def nearest(name: str, candidates: list[str]) -> str:
     return f" (nearest: {close[0]})" if close else ""
 
 
-def gather(
-    layout: Layout, structs: dict, tensors: list[Tensor], dtype: str | None, nonfinite: bool
-) -> Params:
+def gather(layout: Layout, structs: dict, tensors: list[Tensor], dtype: str | None, nonfinite: bool) -> Params:
     """Reads a checkpoint into arrays by path. Memory: the result, one parameter and one tensor."""
     sources = defaultdict(list)
     for place, (tensor, pattern) in match(layout, structs, tensors).items():
@@ -269,10 +257,7 @@ def cast(name: str, array: np.ndarray, kind: np.dtype, nonfinite: bool) -> np.nd
         array = np.ascontiguousarray(array.astype(kind, copy=False))
     mask = EXPONENT[kind.name]
     if not nonfinite and ((array.view(f"u{kind.itemsize}") & mask) == mask).any():
-        raise UserError(
-            f"{name} holds NaN or infinite values as {kind.name}; "
-            "--allow-nonfinite converts them nevertheless."
-        )
+        raise UserError(f"{name} holds NaN or infinite values as {kind.name}; --allow-nonfinite converts them nevertheless.")
     return array
 
 
@@ -286,8 +271,7 @@ class Output(NamedTuple):
 
 
 def scatter(
-    layout: Layout, arrays: dict[str, np.ndarray], dtype: str | None, nonfinite: bool,
-    checksum: "Checksum",
+    layout: Layout, arrays: dict[str, np.ndarray], dtype: str | None, nonfinite: bool, checksum: "Checksum"
 ) -> list[Output]:
     """The checkpoint's tensors, from arrays by path. Memory: one tensor, while it is written."""
 

@@ -36,18 +36,13 @@ def read_config(tensors: dict[str, Tensor], source: dict) -> Backbone:
     def shape(name, rank):
         if name not in tensors or len(tensors[name].shape) != rank:
             there = "is misshapen" if name in tensors else "is missing"
-            raise UserError(
-                f"{name} {there}, so this is no SD3.5 backbone{nearest(name, list(tensors))}; "
-                "nothing was written."
-            )
+            raise UserError(f"{name} {there}, so this is no SD3.5 backbone{nearest(name, list(tensors))}; nothing was written.")
         return tensors[name].shape
 
     indices = [int(m[1]) for name in tensors if (m := re.match(BLOCK, name))]
     dual = {int(m[1]) for name in tensors if (m := re.match(BLOCK + r"\.attn2\.", name))}
     if dual != set(range(len(dual))):
-        raise UserError(
-            f"blocks {sorted(dual)} have a second attention; only the first blocks may have one."
-        )
+        raise UserError(f"blocks {sorted(dual)} have a second attention; only the first blocks may have one.")
     width, channels, patch, _ = shape("pos_embed.proj.weight", 4)
     table = shape("pos_embed.pos_embed", 3)[1]
     head = shape("transformer_blocks.0.attn.norm_q.weight", 1)[0]
@@ -122,10 +117,5 @@ def video_layout(config: Model) -> Layout:
 
 
 VIDEO_MODEL = SD35._replace(
-    name="svdp",
-    extra=VIDEO,
-    read_config=read_video_config,
-    write_config=write_video_config,
-    layout=video_layout,
-    build=SVDP,
+    name="svdp", extra=VIDEO, read_config=read_video_config, write_config=write_video_config, layout=video_layout, build=SVDP
 )

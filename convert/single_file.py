@@ -47,10 +47,7 @@ ENDS: list[Row] = [
     (r"final_layer\.adaLN_modulation\.1\.(\w+)", r"norm_out.linear.\1", SWAPPED),
 ]
 IMAGE = stream("x_block", "", "to_q", "to_k", "to_v", "to_out.0", "norm")
-PROMPT = stream(
-    "context_block", "_context",
-    "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added",
-)
+PROMPT = stream("context_block", "_context", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added")
 
 RESNET = r"(norm[12]|conv[12]|nin_shortcut)\.(\w+)"
 ATTENTION = r"(encoder|decoder)\.mid\.attn_1\."
@@ -116,9 +113,6 @@ def renamed(tensors: list[Tensor], table: list[Row], prefix: str) -> list[Tensor
         name = tensor.name.removeprefix(prefix)
         first = next((source for source, _, _ in table if re.fullmatch(source, name)), None)
         rows = [(to, part) for source, to, part in table if source == first]
-        result += [
-            replace(tensor.parts(*part), name=re.fullmatch(first, name).expand(to))
-            for to, part in rows
-        ]
+        result += [replace(tensor.parts(*part), name=re.fullmatch(first, name).expand(to)) for to, part in rows]
         result += [] if rows else [tensor]
     return result

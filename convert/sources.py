@@ -30,9 +30,11 @@ def find(src: str, network: Network) -> Source:
     network's own folder, or a file. Raises UserError where there are none."""
     path = Path(src)
     folder = path / network.folder if (path / network.folder).is_dir() else path
-    tensors = read_parts(folder, network.parts) if network.parts else [
-        t for file in weight_files(folder, network) for t in read_tensors(file)
-    ]
+    tensors = (
+        read_parts(folder, network.parts)
+        if network.parts
+        else [t for file in weight_files(folder, network) for t in read_tensors(file)]
+    )
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     tensors, facts = network.rename(tensors), {}
     if network.extra:
@@ -50,11 +52,7 @@ def read_parts(folder: Path, parts: dict[str, str]) -> list[Tensor]:
     absent = [name for name in parts if not (folder / name).is_file()]
     if absent:
         raise UserError(f"{folder} has no {absent[0]}; it must hold {', '.join(parts)}.")
-    return [
-        replace(t, name=f"{prefix}.{t.name}")
-        for name, prefix in parts.items()
-        for t in read_tensors(folder / name)
-    ]
+    return [replace(t, name=f"{prefix}.{t.name}") for name, prefix in parts.items() for t in read_tensors(folder / name)]
 
 
 def read_tensors(file: Path) -> list[Tensor]:
@@ -117,9 +115,7 @@ def local(src: str, folders: list[str]) -> Path:
         patterns = ["model_index.json", *(f"{folder}/*" for folder in folders)]
         return Path(snapshot_download(src, allow_patterns=patterns, ignore_patterns=UNUSED))
     except ImportError:
-        raise UserError(
-            f"{src} is not here; to fetch it from the hub, pip install huggingface-hub."
-        ) from None
+        raise UserError(f"{src} is not here; to fetch it from the hub, pip install huggingface-hub.") from None
     except Exception as error:
         raise UserError(
             f"{src} is not here, and the hub did not give it ({type(error).__name__}); give a "

@@ -18,17 +18,8 @@ from tqdm import tqdm
 
 from svdp_jax.errors import UserError
 
-FLOATS = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-OTHERS = {
-    "F64": np.dtype(np.float64),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "U8": np.dtype(np.uint8),
-}
+FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+OTHERS = {"F64": np.dtype(np.float64), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "U8": np.dtype(np.uint8)}
 DTYPES = FLOATS | OTHERS
 CODES = {dtype: code for code, dtype in FLOATS.items()}
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the format's own library

@@ -20,10 +20,7 @@ CLIP_RULES = (
 BLOCK = r"encoder\.block\.(\d+)\.layer\."
 T5_RULES = (
     Rule(r"shared\.weight", "shared.embedding"),
-    Rule(
-        r"encoder\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight",
-        "relative_attention_bias.embedding",
-    ),
+    Rule(r"encoder\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight", "relative_attention_bias.embedding"),
     Rule(BLOCK + r"0\.SelfAttention\.([qkvo])\.weight", r"block[\1].\2.kernel", "o i -> i o"),
     Rule(BLOCK + r"0\.layer_norm\.weight", r"block[\1].attention_norm.scale"),
     Rule(BLOCK + r"1\.DenseReluDense\.(\w+)\.weight", r"block[\1].\2.kernel", "o i -> i o"),
@@ -44,9 +41,7 @@ def typed(kind, source: dict):
     names = [f.name for f in dataclasses.fields(kind)]
     missing = [name for name in names if name not in source]
     if missing:
-        raise UserError(
-            f"a text encoder needs the config.json beside its weights; {missing[0]} is not there."
-        )
+        raise UserError(f"a text encoder needs the config.json beside its weights; {missing[0]} is not there.")
     return kind(**{name: source[name] for name in names})
 
 
@@ -62,10 +57,7 @@ def read_t5(tensors: dict[str, Tensor], source: dict) -> T5Config:
 
 
 def write_clip(config: CLIPConfig) -> dict:
-    return dataclasses.asdict(config) | {
-        "architectures": ["CLIPTextModelWithProjection"],
-        "model_type": "clip_text_model",
-    }
+    return dataclasses.asdict(config) | {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
 
 
 def write_t5(config: T5Config) -> dict:
@@ -98,10 +90,5 @@ CLIP_L = Network(
 )
 CLIP_G = CLIP_L._replace(folder="text_encoder_2")
 T5 = CLIP_L._replace(
-    name="t5",
-    folder="text_encoder_3",
-    read_config=read_t5,
-    write_config=write_t5,
-    layout=t5_layout,
-    build=T5Encoder,
+    name="t5", folder="text_encoder_3", read_config=read_t5, write_config=write_t5, layout=t5_layout, build=T5Encoder
 )

@@ -23,9 +23,7 @@ def read_config(tensors: dict[str, Tensor], source: dict) -> AutoencoderConfig:
     """SD3's autoencoder where the source has no config.json of its own."""
     fields = {f.name for f in dataclasses.fields(AutoencoderConfig)} & set(source)
     values = {name: source[name] for name in fields}
-    return AutoencoderConfig(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
+    return AutoencoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def write_config(config: AutoencoderConfig) -> dict:

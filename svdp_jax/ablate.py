@@ -25,12 +25,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from svdp_jax import config as configs, metrics, report, toy_score
+from svdp_jax import config as configs
 from svdp_jax.animator import Animator
-from svdp_jax.data.images import contact_sheet, enlarged, write_image
-from svdp_jax.data.report import spread
 from svdp_jax.errors import UserError, say_errors
+from svdp_jax.evaluation import metrics, report, toy_score
 from svdp_jax.files import write_whole
+from svdp_jax.media.images import contact_sheet, enlarged, write_image
+from svdp_jax.preparation.report import spread
 
 SEGMENTS = 10  # of a scored clip
 RESAMPLES = 500  # of clips, for intervals

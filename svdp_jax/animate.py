@@ -18,50 +18,48 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from svdp_jax import credentials
 from svdp_jax.animator import Animator
 from svdp_jax.config import Sampling
-from svdp_jax.data import example, face
-from svdp_jax.data.scene import CROPS
-from svdp_jax.data.writer import leave
 from svdp_jax.errors import UserError, say_errors
+from svdp_jax.faces import face
+from svdp_jax.faces.scene import CROPS
+from svdp_jax.media import credentials
+from svdp_jax.media.writer import leave
+from svdp_jax.toy import example
 
-# Options that `data.scene.prepare` takes under the same names.
+# Options that `faces.scene.prepare` takes under the same names.
 FINDING = ("face", "driving_face", "source_crop", "driving_crop", "landmarks")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m svdp_jax.animate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m svdp_jax.animate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--source", metavar="PICTURE", help="a portrait: photograph, painting, drawing")
     add("--driving", metavar="VIDEO", help="a video of a face")
     add("--output", metavar="FILE", help="out.mp4, out.gif, or out.png for a folder of pictures")
     add("--checkpoint", type=Path, metavar="DIR",
-        help="a work folder of svdp_jax.train (default: the model that comes with the package)")
+        help="a work folder of svdp_jax.train (default: the model that comes with the package)")  # fmt: skip
     add("--demo", action="store_true", help="animate the built-in picture with the built-in driver, to demo.mp4")
     add("--compare", action="store_true", help="show source, crop, masked driver and result side by side")
     add("--paste-back", action="store_true",
-        help="put the result back into the whole picture, with a soft rim; the output has the picture's size")
-    add("--face", type=count, default=0, metavar="K",
-        help="which face of several, 0 being the largest (default 0)")
+        help="put the result back into the whole picture, with a soft rim; the output has the picture's size")  # fmt: skip
+    add("--face", type=count, default=0, metavar="K", help="which face of several, 0 being the largest (default 0)")
     add("--driving-face", type=count, metavar="K", help="the same for the video alone (default: as --face)")
     add("--source-crop", choices=CROPS, default="auto",
-        help="auto crops around the face; none takes the largest centred square (default auto)")
+        help="auto crops around the face; none takes the largest centred square (default auto)")  # fmt: skip
     add("--driving-crop", choices=CROPS, default="auto", help="the same for the video, as of one already cropped")
     add("--landmarks", type=Path, metavar="FILE",
         help="the driver's landmarks in every frame instead of our own finder: .npy or .json of pixels "
-        "(frames, points, 2), 68 (iBUG, dlib) or 468 or 478 (MediaPipe) points")
+        "(frames, points, 2), 68 (iBUG, dlib) or 468 or 478 (MediaPipe) points")  # fmt: skip
     add("--steps", type=positive, metavar="N", help="sampling steps (default: the checkpoint's)")
     add("--guidance", type=float, nargs=3, metavar=("S", "D", "P"),
-        help="how strongly to follow source, driver and past frames (default: the checkpoint's)")
+        help="how strongly to follow source, driver and past frames (default: the checkpoint's)")  # fmt: skip
     add("--seed", type=int, default=0)
     add("--sign", type=Path, nargs=2, metavar=("CHAIN", "KEY"),
         help="sign the result: certificates of the signer up to a root, and their private key, both PEM "
-        "(pip install 'svdp_jax[sign]')")
+        "(pip install 'svdp_jax[sign]')")  # fmt: skip
     options = parser.parse_args()
     say_errors("animate", lambda: run(options))
 
@@ -99,7 +97,7 @@ def animate(options: argparse.Namespace, source, driving, **finding) -> None:
     scene = animator.save(
         output, source, driving, paste_back=options.paste_back, compare=options.compare,
         seed=options.seed, sampling=sampling(options, animator.config.sampling), show=tqdm, finish=finish, **finding,
-    )
+    )  # fmt: skip
     for first, last in face.missing(scene.driving.track):
         print(f"No face in frames {first} to {last} of {driving}: bridged.", file=sys.stderr)
     print(f"{output}: {scene.info.frames} frames at {float(scene.info.fps):.5g} per second.")

@@ -1,10 +1,10 @@
 """A trained model as a library: one picture and one video in, frames out as they are made.
 
-    from svdp_jax.animator import Animator
+from svdp_jax.animator import Animator
 
-    animator = Animator.load("runs/toy_cpu")
-    for frame in animator.animate("me.jpg", "driver.mp4"):
-        ...  # (h, w, 3) uint8
+animator = Animator.load("runs/toy_cpu")
+for frame in animator.animate("me.jpg", "driver.mp4"):
+    ...  # (h, w, 3) uint8
 """
 
 import itertools
@@ -19,13 +19,15 @@ import numpy as np
 from flax import nnx
 
 import svdp_jax
-from svdp_jax import checkpoint, config as configs, shipped
-from svdp_jax.data import scene as scenes, video
-from svdp_jax.data.scene import Scene, Take, quietly
-from svdp_jax.data.writer import VideoWriter, leave
+from svdp_jax import config as configs
 from svdp_jax.diffusion import flow, guidance, sampler
+from svdp_jax.faces import scene as scenes
+from svdp_jax.faces.scene import Scene, Take, quietly
+from svdp_jax.media import video
+from svdp_jax.media.writer import VideoWriter, leave
 from svdp_jax.models.vae import from_uint8, to_uint8
-from svdp_jax.prompts import prompt_of
+from svdp_jax.weights import checkpoint, shipped
+from svdp_jax.weights.prompts import prompt_of
 
 
 class Step(NamedTuple):
@@ -68,15 +70,22 @@ class Animator:
         return cls(config, model, codec, shipped.fingerprint(folder))
 
     def animate(
-        self, source, driving, *, paste_back: bool = False, compare: bool = False, seed: int = 0,
-        sampling: configs.Sampling | None = None, **finding,
+        self,
+        source,
+        driving,
+        *,
+        paste_back: bool = False,
+        compare: bool = False,
+        seed: int = 0,
+        sampling: configs.Sampling | None = None,
+        **finding,
     ) -> Iterator[np.ndarray]:
         """Yields a picture (h, w, 3) uint8 for each driving frame, as segments of them are finished.
 
         source: a picture, as a path or (h, w, 3) uint8. driving: a video, as a path or pictures
         (f, h, w, 3) uint8. paste_back: the whole source picture with the new portrait in it, at
         its own size. compare: source, crop, masked driver and result side by side. sampling:
-        steps and guidance, the config's by default. finding: options of `data.scene.prepare`
+        steps and guidance, the config's by default. finding: options of `faces.scene.prepare`
         (which face, cropping, landmarks, frame rate). UserError for what cannot be used.
         """
         scene = scenes.prepare(source, driving, self.size, **finding)
@@ -84,9 +93,18 @@ class Animator:
             yield scene.shown(take, compare, paste_back)
 
     def save(
-        self, output, source, driving, *, paste_back: bool = False, compare: bool = False, seed: int = 0,
-        sampling: configs.Sampling | None = None, show: Callable = quietly,
-        finish: Callable[[Path], None] = leave, **finding,
+        self,
+        output,
+        source,
+        driving,
+        *,
+        paste_back: bool = False,
+        compare: bool = False,
+        seed: int = 0,
+        sampling: configs.Sampling | None = None,
+        show: Callable = quietly,
+        finish: Callable[[Path], None] = leave,
+        **finding,
     ) -> Scene:
         """Writes to `output` what `animate` yields: .mp4 with the driver's sound, .gif, or .png.
 
@@ -115,8 +133,12 @@ class Animator:
             yield result if isinstance(result, Step) else Take(result[0], *taken.popleft())
 
     def generate(
-        self, source: np.ndarray, driving: Iterable[np.ndarray], seed: int = 0,
-        sampling: configs.Sampling | None = None, watch: bool = False,
+        self,
+        source: np.ndarray,
+        driving: Iterable[np.ndarray],
+        seed: int = 0,
+        sampling: configs.Sampling | None = None,
+        watch: bool = False,
     ) -> Iterator[np.ndarray | Step]:
         """Crops of many people at once: yields one picture for each driving one.
 

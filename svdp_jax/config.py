@@ -18,7 +18,8 @@ import itertools
 import typing
 from dataclasses import dataclass, field
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from svdp_jax.errors import UserError
 
@@ -80,8 +81,7 @@ def toy() -> Model:
     """
     return Model(
         backbone=Backbone(
-            width=128, heads=4, blocks=3, dual=1, text_width=32, pooled_width=32,
-            channels=48, patch=2, table=24, base=480,
+            width=128, heads=4, blocks=3, dual=1, text_width=32, pooled_width=32, channels=48, patch=2, table=24, base=480
         ),
         video=Video(heads=4),
         codec=Codec(kind="pixels", factor=4),
@@ -196,10 +196,7 @@ def full_size(name: str, topology: str, batch: int, mesh: Mesh, accumulate: int 
         model=dataclasses.replace(sd35m(), codec=Codec(weights="weights/vae")),
         data=Data(source="videos", path="videos", size=512, frames=16, past=4, batch=batch, threads=16),
         mesh=mesh,
-        stages=(
-            Stage(steps=40_000, rate=5e-5, final_rate=2e-5),
-            Stage(steps=10_000, past=True, rate=2e-5, final_rate=1e-6),
-        ),
+        stages=(Stage(steps=40_000, rate=5e-5, final_rate=2e-5), Stage(steps=10_000, past=True, rate=2e-5, final_rate=1e-6)),
         optimizer=Optimizer(warmup=1000, average=0.9999, accumulate=accumulate),
         backbone="weights/backbone",
         prompt="prompts/prompt.safetensors",
@@ -240,6 +237,19 @@ def from_flags(values: ConfigDict | dict) -> Config:
     return config
 
 
+def parse(arguments: list[str], values: flags.FlagValues) -> Config:
+    """The config, beside the flags already defined. Raises UserError for what is neither."""
+    config_flags.DEFINE_config_file("config", sys_argv=arguments, flag_values=values)
+    try:
+        values(arguments)
+        if values.config is None:
+            raise UserError("name a config, such as --config configs/toy_cpu.py.")
+        return from_flags(values.config)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error.args[-1]).split())
+        raise UserError(f"cannot use these flags: {reason}") from None
+
+
 def build(kind, values, path):
     """`values` (of JSON, say) as a dataclass or field of type `kind`; `path` names it in errors."""
     if not dataclasses.is_dataclass(kind):
@@ -247,9 +257,7 @@ def build(kind, values, path):
     hints = typing.get_type_hints(kind)
     unknown = set(values) - set(hints)
     if unknown:
-        raise UserError(
-            f"{path} has no field {sorted(unknown)[0]!r}; its fields are {', '.join(hints)}."
-        )
+        raise UserError(f"{path} has no field {sorted(unknown)[0]!r}; its fields are {', '.join(hints)}.")
     return kind(**{k: build(hints[k], v, f"{path}.{k}") for k, v in values.items()})
 
 
@@ -278,32 +286,24 @@ def check(config: Config) -> None:
     for okay, sentence in (
         (b.width % b.heads == 0, f"backbone.heads={b.heads} must divide backbone.width={b.width}"),
         (b.width % v.heads == 0, f"video.heads={v.heads} must divide backbone.width={b.width}"),
-        (
-            (b.width // v.heads) % 2 == 0,
-            f"video.heads={v.heads} leaves heads of {b.width // v.heads}, which must be even",
-        ),
+        ((b.width // v.heads) % 2 == 0, f"video.heads={v.heads} leaves heads of {b.width // v.heads}, which must be even"),
         (0 <= b.dual < b.blocks, f"backbone.dual={b.dual} must be below backbone.blocks={b.blocks}"),
         (d.size % stride == 0, f"data.size={d.size} must be a multiple of {stride} (codec x patch)"),
         (
             3 * (d.size // stride) <= b.table,
-            f"three pictures of data.size={d.size} do not fit side by side in "
-            f"backbone.table={b.table}",
+            f"three pictures of data.size={d.size} do not fit side by side in backbone.table={b.table}",
         ),
         (d.masked or d.source == "toy", f"data.masked=False is for data.source=toy, not {d.source}"),
         (d.batch >= 1, f"data.batch={d.batch} must be at least 1"),
         (d.frames >= 1, f"data.frames={d.frames} must be at least 1"),
-        (
-            0 <= d.past <= d.frames,
-            f"data.past={d.past} must lie between 0 and data.frames={d.frames}",
-        ),
+        (0 <= d.past <= d.frames, f"data.past={d.past} must lie between 0 and data.frames={d.frames}"),
         (
             d.batch % config.optimizer.accumulate == 0,
             f"optimizer.accumulate={config.optimizer.accumulate} must divide data.batch={d.batch}",
         ),
         (
             config.mesh.context < 1 or d.frames % config.mesh.context == d.past % config.mesh.context == 0,
-            f"mesh.context={config.mesh.context} must divide data.frames={d.frames} and "
-            f"data.past={d.past}",
+            f"mesh.context={config.mesh.context} must divide data.frames={d.frames} and data.past={d.past}",
         ),
         (
             v.temporal != "factorized" or (d.size // stride) ** 2 % max(config.mesh.context, 1) == 0,
@@ -314,10 +314,7 @@ def check(config: Config) -> None:
             v.scheme != "heads" or v.heads % max(config.mesh.context, 1) == 0,
             f"mesh.context={config.mesh.context} must divide video.heads={v.heads}, or video.scheme be ring",
         ),
-        (
-            v.scheme != "ring" or v.temporal != "factorized",
-            "video.scheme=ring is for video.temporal=full",
-        ),
+        (v.scheme != "ring" or v.temporal != "factorized", "video.scheme=ring is for video.temporal=full"),
         (
             not (config.start and config.backbone),
             f"start={config.start} brings a backbone; leave backbone={config.backbone} away",

@@ -28,9 +28,11 @@ import numpy as np
 
 from svdp_jax.animator import Animator, Step
 from svdp_jax.config import Sampling
-from svdp_jax.data import example, face as faces, scene as scenes, video
-from svdp_jax.data.images import resize
 from svdp_jax.errors import UserError, say_errors
+from svdp_jax.faces import face as faces, scene as scenes
+from svdp_jax.media import video
+from svdp_jax.media.images import resize
+from svdp_jax.toy import example
 
 try:
     import gradio as gr
@@ -74,7 +76,7 @@ class Studio:
         return scenes.prepare(
             source, driving, self.animator.size, face=int(face), driving_face=int(driving_face),
             source_crop=source_crop, driving_crop=driving_crop, landmarks=landmarks,
-        )
+        )  # fmt: skip
 
     def look(self, source, driving, *choices) -> str:
         """What will be animated, as HTML: the face found, crops, and what is seen of the driver."""
@@ -91,8 +93,21 @@ class Studio:
         return f"What will be used: picture, its crop, driver and what is seen of it.<div class=pictures>{shown}</div>{about}"
 
     def animate(
-        self, source, driving, face, driving_face, source_crop, driving_crop, landmarks,
-        paste_back, steps, guide_source, guide_driving, guide_past, seed, request: "gr.Request",
+        self,
+        source,
+        driving,
+        face,
+        driving_face,
+        source_crop,
+        driving_crop,
+        landmarks,
+        paste_back,
+        steps,
+        guide_source,
+        guide_driving,
+        guide_past,
+        seed,
+        request: "gr.Request",
     ) -> Iterator[tuple]:
         """Yields what the page shows: newest frame, how far it is, and at the end result and comparison."""
         stop = self.running[request.session_hash] = threading.Event()
@@ -117,9 +132,7 @@ class Studio:
         progress = Progress(scene.info.frames, self.animator.config.data.frames, sampling.steps)
         image, shown_at = "", 0.0
         with contextlib.ExitStack() as stack:
-            result, comparison = (
-                stack.enter_context(self.animator.writer(path, scene.driving.path)) for path in paths
-            )
+            result, comparison = (stack.enter_context(self.animator.writer(path, scene.driving.path)) for path in paths)
             for event in self.animator.play(scene, seed=seed, sampling=sampling, watch=True):
                 if stop.is_set():
                     raise Stopped
@@ -193,9 +206,9 @@ def picture(image: np.ndarray) -> str:
 def framed(image: np.ndarray, box: faces.Box) -> np.ndarray:
     """The picture with its crop drawn in, small enough for a page."""
     scale = min(1.0, 480 / max(image.shape[:2]))
-    corners = [(round(x * scale), round(y * scale)) for x, y in (
-        (box.left, box.top), (box.left + box.side, box.top + box.side)
-    )]
+    corners = [
+        (round(x * scale), round(y * scale)) for x, y in ((box.left, box.top), (box.left + box.side, box.top + box.side))
+    ]
     small = resize(image, (round(image.shape[1] * scale), round(image.shape[0] * scale))).copy()
     return cv2.rectangle(small, *corners, (0, 200, 0), 3)
 
@@ -205,7 +218,9 @@ def framed(image: np.ndarray, box: faces.Box) -> np.ndarray:
 
 def page(studio: Studio, examples: list[example.Example]) -> "gr.Blocks":
     with gr.Blocks(title="svdp_jax", analytics_enabled=False) as blocks:
-        gr.Markdown("# Animate a portrait\nA picture, and a video of somebody else: the pictured person does what the other does.")
+        gr.Markdown(
+            "# Animate a portrait\nA picture, and a video of somebody else: the pictured person does what the other does."
+        )
         with gr.Row():
             with gr.Column():
                 given, guidance, buttons = inputs(studio, examples)
@@ -220,7 +235,7 @@ def page(studio: Studio, examples: list[example.Example]) -> "gr.Blocks":
         run = start.click(
             studio.animate, given + guidance, [newest, progress, result, comparison],
             show_progress_on=[progress], api_name="animate",
-        )
+        )  # fmt: skip
         # Gradio takes a waiting animation out of the queue; it cannot interrupt one that runs.
         stopped = cancel.click(studio.stop, cancels=[run], queue=False, api_visibility="private")
         stopped.then(lambda: "Stopped.", None, progress, queue=False, api_visibility="private")
@@ -256,7 +271,9 @@ def inputs(studio: Studio, examples: list[example.Example]) -> tuple[list, list,
     given = [source, driving, face, driving_face, source_crop, driving_crop, landmarks]
     rows = [[e.source, e.driving, e.source_crop, e.driving_crop, e.landmarks] for e in examples]
     gr.Examples(
-        rows, [source, driving, source_crop, driving_crop, landmarks], cache_examples=False,
+        rows,
+        [source, driving, source_crop, driving_crop, landmarks],
+        cache_examples=False,
         example_labels=[f"Example {number}" for number in range(1, 1 + len(rows))],
     )
     return given, [paste_back, steps, *weights, seed], (start, cancel)
@@ -286,7 +303,7 @@ def serving(animator: Animator, longest: float, largest: str, **address) -> Iter
         _, url, _ = blocks.launch(
             prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False, max_file_size=largest,
             theme=gr.themes.Default(**fonts), css=CSS, footer_links=["api"], **address,
-        )
+        )  # fmt: skip
         try:
             yield url
         finally:
@@ -299,7 +316,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="DIR",
-        help="a work folder of svdp_jax.train (default: the model that comes with the package)")
+        help="a work folder of svdp_jax.train (default: the model that comes with the package)")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in (default 127.0.0.1)")
     add("--port", type=int, help="default: the first free one from 7860")
     add("--longest", type=float, default=60, metavar="SECONDS", help="of driving video (default 60)")

@@ -12,14 +12,14 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from svdp_jax import prompts
-from svdp_jax.checkpoint import abstract_network, load_network
-from svdp_jax.data.images import write_image
 from svdp_jax.diffusion import flow
 from svdp_jax.diffusion.sampler import euler
 from svdp_jax.errors import UserError
+from svdp_jax.media.images import write_image
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.vae import Autoencoder, to_uint8
+from svdp_jax.weights import prompts
+from svdp_jax.weights.checkpoint import abstract_network, load_network
 
 SHIFT = 3.0
 
@@ -62,8 +62,7 @@ def latents(
     dtype = model.proj_out.kernel.dtype
     b = noise.shape[0]
     text, pooled = (
-        jnp.concatenate([jnp.repeat(jnp.asarray(x, dtype)[None], b, 0) for x in pair])
-        for pair in zip(empty, prompt)
+        jnp.concatenate([jnp.repeat(jnp.asarray(x, dtype)[None], b, 0) for x in pair]) for pair in zip(empty, prompt)
     )
 
     def velocity(x, s):
@@ -118,11 +117,7 @@ def run(options: argparse.Namespace) -> None:
     rows = options.size // codec.factor
     noise = jax.random.normal(jax.random.key(options.seed), (1, rows, rows, codec.channels))
     with tqdm(total=options.steps, desc="drawing", unit="step") as bar:
-        draw = nnx.jit(
-            lambda model, noise: latents(
-                model, noise, prompt, empty, options.steps, options.guidance, bar.update
-            )
-        )
+        draw = nnx.jit(lambda model, noise: latents(model, noise, prompt, empty, options.steps, options.guidance, bar.update))
         z = jax.block_until_ready(draw(model, noise))
     image = np.asarray(nnx.jit(picture)(codec, z)[0])
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -136,18 +131,14 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a folder that `convert all` made"
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a folder that `convert all` made")
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument("--prompt", help="encoded with the checkpoint's own text encoders")
     words.add_argument("--prompt-file", type=Path, help="a file that `convert prompt` made")
     parser.add_argument("--output", type=Path, default=Path("drawing.png"))
     parser.add_argument("--size", type=int, default=1024, help="pixels, default %(default)s")
     parser.add_argument("--steps", type=int, default=28, help="default %(default)s")
-    parser.add_argument(
-        "--guidance", type=float, default=4.5, help="1 for none, default %(default)s"
-    )
+    parser.add_argument("--guidance", type=float, default=4.5, help="1 for none, default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     options = parser.parse_args(arguments)
     try:

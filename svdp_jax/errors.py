@@ -1,7 +1,7 @@
 """The one exception whose message is written for the person at the command line."""
 
 import sys
-from typing import Callable
+from collections.abc import Callable
 
 
 class UserError(Exception):

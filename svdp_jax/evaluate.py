@@ -30,21 +30,20 @@ not there is skipped, and the report says how to get them.
 import argparse
 from pathlib import Path
 
-from svdp_jax import config as configs, measure, report, toy_score, unseen
+from svdp_jax import config as configs
 from svdp_jax.animator import Animator
-from svdp_jax.clips import Folders, match
 from svdp_jax.errors import UserError, say_errors
-from svdp_jax.metrics import METRICS
-from svdp_jax.reenact import BASELINES, PROTOCOLS, paired, reenact, trained
+from svdp_jax.evaluation import measure, report, toy_score, unseen
+from svdp_jax.evaluation.clips import Folders, match
+from svdp_jax.evaluation.metrics import METRICS
+from svdp_jax.evaluation.reenact import BASELINES, PROTOCOLS, paired, reenact, trained
 
 BASELINE_SIZE = 512  # pixels of the crops of videos, where no model of ours is there to say
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m svdp_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m svdp_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="DIR", help="a work folder of svdp_jax.train")

@@ -9,8 +9,8 @@ Clips lie on `data` and `fsdp`, their frames on `context`; `attention` tells wha
 
 import os
 import re
+from collections.abc import Callable
 from functools import partial
-from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding
             f"A mesh of {sizes} cannot be made from {count} devices; set config.mesh so that "
             f"the product is {count} (one axis may be -1)."
         )
-    shape |= {axis: count // taken for axis in free}
+    shape |= dict.fromkeys(free, count // taken)
     auto = (jax.sharding.AxisType.Auto,) * len(shape)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), auto, devices=devices)
 
@@ -162,10 +162,7 @@ def whole(x: jax.Array, place: PartitionSpec) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
-whole.defvjp(
-    lambda x, place: (whole(x, place), None),
-    lambda place, _, g: (jax.lax.with_sharding_constraint(g, place),),
-)
+whole.defvjp(lambda x, place: (whole(x, place), None), lambda place, _, g: (jax.lax.with_sharding_constraint(g, place),))
 
 
 def parameter_name(path: tuple) -> str:

@@ -20,17 +20,18 @@ import json
 import re
 import sys
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 from absl import flags
 
-from svdp_jax import aot, config as configs, parallel, train
-from svdp_jax.attention import LANES
-from svdp_jax.chips import CHIPS, PASSES, Chip, seconds
+from svdp_jax import config as configs, parallel
 from svdp_jax.errors import UserError, say_errors
-from svdp_jax.flops import forward_flops, text_tokens, tokens_per_frame
-from svdp_jax.hlo import collectives
+from svdp_jax.models.attention import LANES
+from svdp_jax.planning import aot
+from svdp_jax.planning.chips import CHIPS, PASSES, Chip, seconds
+from svdp_jax.planning.flops import forward_flops, text_tokens, tokens_per_frame
+from svdp_jax.planning.hlo import collectives
 
 
 def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
@@ -44,7 +45,7 @@ def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
     found = {
         "config": config.name, "topology": topology, "chips": len(devices), "mesh": dict(mesh.shape),
         "hbm": chip.memory, "tflop_forward": {part: value / 1e12 for part, value in flops.items()},
-    }
+    }  # fmt: skip
     for name, run in (("train", plan_train), ("sample", plan_sample)):
         say(f"Compiling the {name} step for {len(devices)} chips, some minutes ...")
         found[name] = attempt(run, config, chip, mesh)
@@ -89,7 +90,7 @@ def plan_train(config: configs.Config, chip: Chip, mesh) -> dict:
     return {
         "memory": aot.memory(compiled, state), "collectives": talk, "seconds": times,
         "step_seconds": step, "mfu": useful / step / chip.peak,
-    }
+    }  # fmt: skip
 
 
 def train_seconds(config: configs.Config, chip: Chip, mesh, bytes_sent: float) -> dict[str, float]:
@@ -110,7 +111,7 @@ def plan_sample(config: configs.Config, chip: Chip, mesh) -> dict:
         "clips": clips, "memory": aot.memory(compiled), "collectives": talk, "seconds": times,
         "step_seconds": step, "mfu": useful / step / chip.peak,
         "chip_seconds_per_frame": steps * step * mesh.size / frames,
-    }
+    }  # fmt: skip
 
 
 def cost(step: dict, slice_second: float, chip_second: float) -> dict[str, float]:
@@ -183,10 +184,7 @@ def step_rows(step: dict) -> list[str]:
         used = f"{step['used']:.1f} GiB" if step["used"] else "more than there is"
         return [f"| out of memory | uses {used} |", *tips]
     rows = [f"| {kind} | {size:.2f} GiB |" for kind, size in step["memory"].items()]
-    rows += [
-        f"| {kind} | {x['calls']:.0f} calls, {x['bytes'] / 1e9:.2f} GB |"
-        for kind, x in step["collectives"].items()
-    ]
+    rows += [f"| {kind} | {x['calls']:.0f} calls, {x['bytes'] / 1e9:.2f} GB |" for kind, x in step["collectives"].items()]
     rows += [f"| expected {what} | {value:.3f} s |" for what, value in step["seconds"].items()]
     rows.append(f"| expected step | {step['step_seconds']:.3f} s, MFU {100 * step['mfu']:.0f} % |")
     rows.append(f"| compiled in | {step['compile_seconds']:.0f} s |")
@@ -226,11 +224,13 @@ def search(config: configs.Config, topology: str) -> list[dict]:
     chip, devices = CHIPS[topology.partition(":")[0]], aot.slice_devices(topology)
     tried, found = candidates(config, chip, devices), []
     for index, (expected, candidate, mesh) in enumerate(tried, 1):
-        words = " ".join((
-            *(f"--config.mesh.{axis}={size}" for axis, size in mesh.shape.items()),
-            f"--config.optimizer.accumulate={candidate.optimizer.accumulate}",
-            f"--config.remat={candidate.remat}",
-        ))
+        words = " ".join(
+            (
+                *(f"--config.mesh.{axis}={size}" for axis, size in mesh.shape.items()),
+                f"--config.optimizer.accumulate={candidate.optimizer.accumulate}",
+                f"--config.remat={candidate.remat}",
+            )
+        )
         say(f"{index} of at most {len(tried)}, expected {expected:.1f} s a step: {words} ...")
         step = attempt(plan_train, candidate, chip, mesh) | {"flags": words}
         found.append(step)
@@ -259,7 +259,7 @@ def main(arguments: list[str]) -> None:
     flags.DEFINE_boolean("json", False, "Print JSON.", **define)
     flags.DEFINE_boolean("search", False, "Try settings and recommend one.", **define)
     flags.DEFINE_float("price", 0.0, "Of one chip for one hour, in any currency.", **define)
-    config = train.parse(arguments, values)
+    config = configs.parse(arguments, values)
     topology = values.topology or config.topology
     if not topology:
         raise UserError("this config names no TPU slice; add one, such as --topology v4:2x2x4.")

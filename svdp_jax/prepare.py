@@ -37,9 +37,11 @@ from pathlib import Path
 
 import jax
 
-from svdp_jax import config as configs, stages
-from svdp_jax.data import crops, encode, face, footage, gates, ingest, masks, pipeline, report
+from svdp_jax import config as configs
 from svdp_jax.errors import UserError, say_errors
+from svdp_jax.faces import face, masks
+from svdp_jax.preparation import crops, encode, gates, ingest, left, pipeline, report, stages
+from svdp_jax.toy import footage
 
 NO_PAIRS = (
     "no weights to make pairs with: give --pair-weights DIR (from `python -m convert liveportrait SRC DIR`), or "
@@ -208,18 +210,18 @@ def check(settings: stages.Settings, names: list[str]) -> None:
 
 
 def write_report(out: Path, s: stages.Settings, listing: ingest.Listing) -> list[tuple[str, str]]:
-    found = stages.clips(out, listing.sources)
+    found = left.clips(out, listing.sources)
     rejected = list(rejections(out, listing, found))
-    driven = dict((clip.name, driver) for clip, driver in stages.paired(out, found))
+    driven = {clip.name: driver for clip, driver in left.paired(out, found)}
     shown = [found[i] for i in report.spread(len(found), report.SHOWN)] if found else []
     kept = [clip for clip in shown if (out / "masks" / f"{clip.name}.npy").exists()]
     rows = [row for clip in kept for row in sheet(out, s, clip, driven.get(clip.name))]
     counts = [("videos found", len(listing.sources)), ("videos missing", len(listing.missing)),
-              ("clips accepted", len(stages.masked(out, found))), ("clips driven", len(driven)),
+              ("clips accepted", len(left.masked(out, found))), ("clips driven", len(driven)),
               ("seconds of them", round(sum(c.count / c.fps for c in found if c.name in driven)))]  # fmt: skip
     counts += [(f"rejected: {reason}", number) for reason, number in sorted(Counter(r.reason for r in rejected).items())]
     table = [clip_row(out, clip, driven) for clip in found]
-    said = next((stages.said_of(out, clip) for clip in shown if clip.name in driven), {})
+    said = next((left.said_of(out, clip) for clip in shown if clip.name in driven), {})
     report.write(out, report.Report(counts, rejected, table, rows, said))
     return counts
 
@@ -228,17 +230,17 @@ def rejections(out: Path, listing: ingest.Listing, found: list[crops.Clip]):
     for name, why in listing.missing:
         yield report.Rejected(f"{name} ({why})", "video missing", "")
     for source in listing.sources:
-        faces = stages.read_json(out / "faces" / f"{source.name}.json")
+        faces = left.read_json(out / "faces" / f"{source.name}.json")
         if faces and faces["error"]:
             yield report.Rejected(faces["error"], "video cannot be read", "")
-        for shot in (stages.read_json(out / "crops" / source.name / "clips.json") or {"rejected": []})["rejected"]:
+        for shot in (left.read_json(out / "crops" / source.name / "clips.json") or {"rejected": []})["rejected"]:
             yield report.Rejected(shot["name"], shot["reason"], shot["thumb"])
     for clip in found:
-        thumb = lambda: report.thumbnail(next(crops.read(stages.frames_of(out, clip), [0])))
-        masked = stages.read_json(out / "masks" / f"{clip.name}.json")
+        thumb = lambda: report.thumbnail(next(crops.read(left.frames_of(out, clip), [0])))
+        masked = left.read_json(out / "masks" / f"{clip.name}.json")
         if masked and masked["reason"]:
             yield report.Rejected(clip.name, masked["reason"], thumb())
-        drawn = stages.read_json(out / "pairs" / f"{clip.name}.json") or {"rejected": [], "driver": "?"}
+        drawn = left.read_json(out / "pairs" / f"{clip.name}.json") or {"rejected": [], "driver": "?"}
         for name, why in drawn["rejected"]:
             complaint = why.split(" (")[0]  # without its figures
             yield report.Rejected(f"{name} as driver of {clip.name}: {why}", f"pair: {complaint}", "")
@@ -247,7 +249,7 @@ def rejections(out: Path, listing: ingest.Listing, found: list[crops.Clip]):
 
 
 def clip_row(out: Path, clip: crops.Clip, driven: dict[str, str]) -> dict:
-    masked = stages.read_json(out / "masks" / f"{clip.name}.json") or {"facts": {}}
+    masked = left.read_json(out / "masks" / f"{clip.name}.json") or {"facts": {}}
     facts = clip.facts | masked["facts"]
     shown = ("seconds", "face", "crop", "found", "confidence", "sharpness", "frozen", "yaw", "kept", "outline")
     return {"clip": clip.name, "driver": driven.get(clip.name, "")} | {k: facts.get(k, "") for k in shown}
@@ -256,8 +258,8 @@ def clip_row(out: Path, clip: crops.Clip, driven: dict[str, str]) -> dict:
 def sheet(out: Path, s: stages.Settings, clip: crops.Clip, driver: str | None):
     """Two rows: frames of the clip, and what is kept of whoever drives it, else of itself."""
     where = report.spread(clip.count, report.ACROSS)
-    yield report.row(list(crops.read(stages.frames_of(out, clip), where)))
-    path, points = stages.driver_of(out, clip, driver or clip.name)
+    yield report.row(list(crops.read(left.frames_of(out, clip), where)))
+    path, points = left.driver_of(out, clip, driver or clip.name)
     frames = zip(crops.read(path, where), points[where])
     yield report.row([face.mask_driving(frame, masks.mask(outline, s.size)) for frame, outline in frames])
 

@@ -8,9 +8,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 # Small programs that are compiled once and run a few times.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax
 import numpy as np
@@ -18,7 +16,8 @@ import pytest
 from flax import nnx
 
 from svdp_jax import config as configs
-from svdp_jax.data import example, records
+from svdp_jax.toy import example
+from svdp_jax.training import records
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -51,8 +50,7 @@ def tiny_model(**video) -> configs.Model:
     """The smallest model with blocks of every kind: 16x16 pictures, 4 tokens a frame."""
     return configs.Model(
         backbone=configs.Backbone(
-            width=32, heads=2, blocks=4, dual=1, text_width=8, pooled_width=8,
-            channels=48, patch=2, table=12, base=12,
+            width=32, heads=2, blocks=4, dual=1, text_width=8, pooled_width=8, channels=48, patch=2, table=12, base=12
         ),
         video=configs.Video(**{"heads": 2} | video),
         codec=configs.Codec(kind="pixels", factor=4),

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svdp_jax import metrics, toy_fit, toy_score
-from svdp_jax.data import toy
-from svdp_jax.data.records import to_uint8
+from svdp_jax.evaluation import metrics, toy_score
+from svdp_jax.toy import fit, person
+from svdp_jax.training.records import to_uint8
 
 SIZE, FRAMES = 32, 32
 
@@ -18,9 +18,9 @@ SIZE, FRAMES = 32, 32
 class Truth(NamedTuple):
     """One clip: who, driven by whom, and how; frames (f y x 3) uint8."""
 
-    identity: toy.Identity
-    driver: toy.Identity
-    motion: toy.Motion
+    identity: person.Identity
+    driver: person.Identity
+    motion: person.Motion
     frames: np.ndarray
 
 
@@ -35,10 +35,10 @@ class Damage(NamedTuple):
 
 
 @jax.jit
-def cast(key) -> tuple[toy.Identity, toy.Motion]:
+def cast(key) -> tuple[person.Identity, person.Motion]:
     """Two people, and one motion."""
     keys = jax.random.split(key, 3)
-    return jax.vmap(toy.sample_identity)(keys[:2]), toy.sample_motion(keys[2], FRAMES)
+    return jax.vmap(person.sample_identity)(keys[:2]), person.sample_motion(keys[2], FRAMES)
 
 
 def truth(seed: int = 0, size: int = SIZE) -> Truth:
@@ -47,7 +47,7 @@ def truth(seed: int = 0, size: int = SIZE) -> Truth:
     return Truth(identity, driver, motion, drawn(identity, motion, size))
 
 
-def drawn(identity: toy.Identity, motion: toy.Motion, size: int) -> np.ndarray:
+def drawn(identity: person.Identity, motion: person.Motion, size: int) -> np.ndarray:
     # Twice, since the renderer is compiled for two people already.
     return to_uint8(toy_score.portraits([identity, identity], motion, size)[0])
 
@@ -76,9 +76,7 @@ def swapped(truth: Truth, share: float) -> np.ndarray:
 def frozen(truth: Truth, share: float) -> np.ndarray:
     """The mouth stays, by this share, as it was at first."""
     hold = lambda field: (1 - share) * field + share * field[0]
-    motion = truth.motion._replace(
-        mouth_open=hold(truth.motion.mouth_open), mouth_width=hold(truth.motion.mouth_width)
-    )
+    motion = truth.motion._replace(mouth_open=hold(truth.motion.mouth_open), mouth_width=hold(truth.motion.mouth_width))
     return drawn(truth.identity, motion, truth.frames.shape[1])
 
 
@@ -112,7 +110,7 @@ def mouth_errors(truth: Truth, videos: list[np.ndarray]) -> list[float]:
     opening = np.asarray(truth.motion.mouth_open)
     place = int(np.abs(opening - opening[0]).argmax())
     shown = np.stack([frames[place] for frames in videos]) / np.float32(255)
-    fitted = toy_fit.fit(jnp.asarray(shown), truth.identity)
+    fitted = fit.fit(jnp.asarray(shown), truth.identity)
     true = toy_score.at(truth.motion, place)
     return [toy_score.control_error(true, toy_score.at(fitted, i))["mouth_open"] for i in range(len(videos))]
 

@@ -27,9 +27,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from svdp_jax.data import video  # noqa: E402
-from svdp_jax.data.images import read_image
 from svdp_jax.errors import UserError  # noqa: E402
+from svdp_jax.media import video  # noqa: E402
+from svdp_jax.media.images import read_image
 
 VIDEOS = {
     "mp4": "libx264", "mov": "mpeg4", "mkv": "libx264", "webm": "libvpx", "avi": "mjpeg", "gif": "gif", "ts": "mpeg2video"

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
-from svdp_jax import checkpoint
+from svdp_jax.weights import checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "little_run.py"
@@ -112,9 +112,7 @@ def state(work: Path, step: int = STEPS) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint."""
     folder = work / "checkpoints" / str(step)
     return {
-        f"{part}/{name}": array
-        for part in ("params", "rest")
-        for name, array in checkpoint.host_arrays(folder / part).items()
+        f"{part}/{name}": array for part in ("params", "rest") for name, array in checkpoint.host_arrays(folder / part).items()
     }
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from svdp_jax import config as configs
-from svdp_jax.data import feed, records
+from svdp_jax.training import feed, records
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -51,17 +51,20 @@ def config(**changes) -> configs.Config:
         codec=configs.Codec(kind="pixels", factor=4),
         predict="clean",
     )
-    return configs.Config(**{
-        "name": "little",
-        "model": model,
-        "data": configs.Data(size=16, frames=2, past=2, batch=8, threads=1),
-        "optimizer": configs.Optimizer(warmup=2),
-        "stages": (configs.Stage(steps=10, rate=2e-3), configs.Stage(steps=6, past=True, rate=1e-3)),
-        "dtype": "float32",
-        "log_every": 1,
-        "save_every": 2,
-        "evaluate": 0,
-    } | changes)
+    return configs.Config(
+        **{
+            "name": "little",
+            "model": model,
+            "data": configs.Data(size=16, frames=2, past=2, batch=8, threads=1),
+            "optimizer": configs.Optimizer(warmup=2),
+            "stages": (configs.Stage(steps=10, rate=2e-3), configs.Stage(steps=6, past=True, rate=1e-3)),
+            "dtype": "float32",
+            "log_every": 1,
+            "save_every": 2,
+            "evaluate": 0,
+        }
+        | changes
+    )
 
 
 def get_config():

@@ -59,9 +59,7 @@ class Appearance(nn.Module):
         super().__init__()
         self.c, w = c, c.appearance
         self.first = Normed(conv2(3, w[0]), nn.BatchNorm2d(w[0]))
-        self.down_blocks = nn.ModuleList(
-            Normed(conv2(a, b), nn.BatchNorm2d(b), nn.AvgPool2d(2)) for a, b in zip(w, w[1:])
-        )
+        self.down_blocks = nn.ModuleList(Normed(conv2(a, b), nn.BatchNorm2d(b), nn.AvgPool2d(2)) for a, b in zip(w, w[1:]))
         self.second = conv2(w[-1], c.channels * c.depth, 1)
         blocks = {f"3dr{i}": Residual(c.channels) for i in range(c.resblocks)}
         self.resblocks_3d = nn.ModuleDict(blocks)
@@ -114,9 +112,7 @@ class Detector(nn.Module):
             [nn.Sequential(nn.Conv2d(3, w[0], 4, 4), LastNorm(w[0], eps=1e-6))]
             + [nn.Sequential(LastNorm(a, eps=1e-6), nn.Conv2d(a, b, 2, 2)) for a, b in zip(w, w[1:])]
         )
-        self.stages = nn.ModuleList(
-            nn.Sequential(*[NextBlock(d) for _ in range(n)]) for d, n in zip(w, c.motion_blocks)
-        )
+        self.stages = nn.ModuleList(nn.Sequential(*[NextBlock(d) for _ in range(n)]) for d, n in zip(w, c.motion_blocks))
         self.norm = nn.LayerNorm(w[-1], eps=1e-6)
         sizes = dict(kp=63, exp=63, t=3, scale=1, pitch=BINS, yaw=BINS, roll=BINS)
         for name, size in sizes.items():
@@ -148,9 +144,7 @@ class Encoder(nn.Module):
     def __init__(self, size, w):
         super().__init__()
         pool = nn.AvgPool3d((1, 2, 2))
-        self.down_blocks = nn.ModuleList(
-            Normed(conv3(a, b), nn.BatchNorm3d(b), pool) for a, b in zip((size, *w[1:]), w[1:])
-        )
+        self.down_blocks = nn.ModuleList(Normed(conv3(a, b), nn.BatchNorm3d(b), pool) for a, b in zip((size, *w[1:]), w[1:]))
 
 
 class Decoder(nn.Module):
@@ -158,9 +152,7 @@ class Decoder(nn.Module):
         super().__init__()
         n = len(w) - 1
         self.up_blocks = nn.ModuleList(
-            Normed(
-                conv3(w[i + 1] * (1 if i == n - 1 else 2), w[i]), nn.BatchNorm3d(w[i]), up=(1, 2, 2)
-            )
+            Normed(conv3(w[i + 1] * (1 if i == n - 1 else 2), w[i]), nn.BatchNorm3d(w[i]), up=(1, 2, 2))
             for i in reversed(range(n))
         )
         self.conv, self.norm = conv3(w[0] + size, w[0] + size), nn.BatchNorm3d(w[0] + size)
@@ -372,9 +364,7 @@ def randomized(config, seed=0) -> LivePortrait:
     for name, size in small.items():
         getattr(model.motion.detector, f"fc_{name}").weight *= size
     model.motion.detector.fc_scale.bias += 1
-    scales = (
-        (dense.mask, 0.06), (dense.occlusion, 0.06), (model.generator.conv_img[0], 0.25), (model.shoulder.mlp[-1], 0.05)
-    )
+    scales = ((dense.mask, 0.06), (dense.occlusion, 0.06), (model.generator.conv_img[0], 0.25), (model.shoulder.mlp[-1], 0.05))
     for layer, size in scales:
         layer.weight *= size
     for name, parameter in model.named_parameters():

@@ -11,8 +11,7 @@ import os
 # The programs are small and run once: most of their time would go to optimizing them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
 import dataclasses
@@ -25,9 +24,10 @@ import numpy as np
 from conftest import tiny_model
 from flax import nnx
 
-from svdp_jax import config as configs
-from svdp_jax import attention, parallel, train
+from svdp_jax import config as configs, parallel
+from svdp_jax.models import attention
 from svdp_jax.models.mmdit import JointBlock
+from svdp_jax.training import start, step as training
 
 MESHES = ((1, 1, 8), (2, 2, 2), (1, 4, 2), (8, 1, 1))  # data, fsdp, context
 SOME = (((2, 2, 2), "heads", "full"), ((1, 1, 8), "ring", "full"), ((1, 2, 4), "heads", "factorized"))
@@ -40,8 +40,12 @@ def config(mesh: tuple, scheme: str, temporal: str) -> configs.Config:
     backbone = dataclasses.replace(model.backbone, width=64, blocks=2, table=24, text_width=16)
     data = configs.Data(size=32 if temporal == "factorized" else 16, frames=FRAMES, past=FRAMES, batch=8)
     return configs.Config(
-        "mesh", dataclasses.replace(model, backbone=backbone), data=data, dtype="float32",
-        mesh=configs.Mesh(*mesh), flow=configs.Flow(dropout=(0, 0, 0, 1)),
+        "mesh",
+        dataclasses.replace(model, backbone=backbone),
+        data=data,
+        dtype="float32",
+        mesh=configs.Mesh(*mesh),
+        flow=configs.Flow(dropout=(0, 0, 0, 1)),
     )
 
 
@@ -55,20 +59,17 @@ def run(config: configs.Config, devices: list):
     """Loss, gradients by leaf, and the state, from weights that no zero hides."""
     mesh = parallel.make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
-        graph, state = train.initial_state(config, mesh)
+        graph, state = start.initial_state(config, mesh)
         leaves, tree = jax.tree.flatten(state.weights)
         random = np.random.default_rng(1)
         moved = [
-            jax.device_put(np.asarray(w) + 0.1 * random.standard_normal(w.shape).astype(w.dtype), w.sharding)
-            for w in leaves
+            jax.device_put(np.asarray(w) + 0.1 * random.standard_normal(w.shape).astype(w.dtype), w.sharding) for w in leaves
         ]
-        codec_graph, frozen = train.load_frozen(config, mesh)
-        gradient = jax.jit(jax.value_and_grad(train.make_loss(config, graph, codec_graph)))
+        codec_graph, frozen = start.load_frozen(config, mesh)
+        gradient = jax.jit(jax.value_and_grad(training.make_loss(config, graph, codec_graph)))
         rows = parallel.own_rows(mesh, config.data.batch)
         batch = parallel.global_batch(pictures(config.data, rows), mesh, config.data.batch)
-        value, slopes = gradient(
-            jax.tree.unflatten(tree, moved), state.constants, frozen, batch, jax.random.key(3), 1.0
-        )
+        value, slopes = gradient(jax.tree.unflatten(tree, moved), state.constants, frozen, batch, jax.random.key(3), 1.0)
     return float(value), [np.asarray(x) for x in jax.tree.leaves(slopes)], state
 
 
@@ -86,8 +87,12 @@ def compare(mesh: tuple, scheme: str, temporal: str, alone: tuple) -> dict:
     largest = max(np.abs(x).max() for x in alone[1])
     off = [np.abs(a - b).max() / (np.abs(a).max() + 1e-3 * largest) for a, b in zip(alone[1], slopes)]
     return {
-        "mesh": mesh, "scheme": scheme, "temporal": temporal, "loss": abs(value / alone[0] - 1),
-        "gradient": float(max(off)), "share": share(state),
+        "mesh": mesh,
+        "scheme": scheme,
+        "temporal": temporal,
+        "loss": abs(value / alone[0] - 1),
+        "gradient": float(max(off)),
+        "share": share(state),
     }
 
 

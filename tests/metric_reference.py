@@ -25,13 +25,23 @@ class Stages(nn.Module):
 
 def alexnet(w):
     relu = nn.ReLU
-    return Stages([
-        nn.Conv2d(3, w, 11, 4, 2), relu(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(w, 3 * w, 5, padding=2), relu(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(3 * w, 6 * w, 3, padding=1), relu(),
-        nn.Conv2d(6 * w, 4 * w, 3, padding=1), relu(),
-        nn.Conv2d(4 * w, 4 * w, 3, padding=1), relu(),
-    ], (1, 4, 7, 9, 11)), (w, 3 * w, 6 * w, 4 * w, 4 * w)
+    return Stages(
+        [
+            nn.Conv2d(3, w, 11, 4, 2),
+            relu(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(w, 3 * w, 5, padding=2),
+            relu(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(3 * w, 6 * w, 3, padding=1),
+            relu(),
+            nn.Conv2d(6 * w, 4 * w, 3, padding=1),
+            relu(),
+            nn.Conv2d(4 * w, 4 * w, 3, padding=1),
+            relu(),
+        ],
+        (1, 4, 7, 9, 11),
+    ), (w, 3 * w, 6 * w, 4 * w, 4 * w)
 
 
 def vgg16(w):
@@ -171,14 +181,17 @@ class SyncNet(nn.Module):
         self.netcnnaud = nn.Sequential(
             *block(2, 1, a, 3, 1, 1, nn.MaxPool2d(1, 1)),
             *block(2, a, c, 3, 1, 1, nn.MaxPool2d(3, (1, 2))),
-            *block(2, c, e, 3, 1, 1), *block(2, e, d, 3, 1, 1),
-            *block(2, d, d, 3, 1, 1, nn.MaxPool2d(3, 2)), *block(2, d, f, (5, 4)),
+            *block(2, c, e, 3, 1, 1),
+            *block(2, e, d, 3, 1, 1),
+            *block(2, d, d, 3, 1, 1, nn.MaxPool2d(3, 2)),
+            *block(2, d, f, (5, 4)),
         )
         in_frame = (0, 1, 1)
         self.netcnnlip = nn.Sequential(
             *block(3, 3, b, (5, 7, 7), (1, 2, 2), 0, nn.MaxPool3d((1, 3, 3), (1, 2, 2))),
             *block(3, b, d, (1, 5, 5), (1, 2, 2), in_frame, nn.MaxPool3d((1, 3, 3), (1, 2, 2), in_frame)),
-            *block(3, d, d, (1, 3, 3), 1, in_frame), *block(3, d, d, (1, 3, 3), 1, in_frame),
+            *block(3, d, d, (1, 3, 3), 1, in_frame),
+            *block(3, d, d, (1, 3, 3), 1, in_frame),
             *block(3, d, d, (1, 3, 3), 1, in_frame, nn.MaxPool3d((1, 3, 3), (1, 2, 2))),
             *block(3, d, f, (1, 6, 6)),
         )

@@ -7,13 +7,16 @@ import re
 
 import numpy as np
 import pytest
+from conftest import tiny_model
 from flax import nnx
 
-from conftest import tiny_model
-from svdp_jax import ablate, checkpoint, config as configs, toy_score
-from svdp_jax.data import records, toy
+from svdp_jax import ablate, config as configs
 from svdp_jax.errors import UserError
+from svdp_jax.evaluation import toy_score
 from svdp_jax.models.svdp import SVDP
+from svdp_jax.toy import person
+from svdp_jax.training import records
+from svdp_jax.weights import checkpoint
 
 FILE = ablate.Path(__file__).parents[1] / "configs" / "ablation" / "toy.py"
 
@@ -65,7 +68,7 @@ def test_endurance_of_known_videos():
 def runs(*psnr: list[float], control: float = 1.0) -> list[dict]:
     """Scores of runs with these numbers by clip; what is fitted is the truth, or a share of it beside noise."""
     rng = np.random.default_rng(1)
-    true, noise = rng.normal(size=(2, len(psnr[0]), 4, len(toy.Motion._fields)))
+    true, noise = rng.normal(size=(2, len(psnr[0]), 4, len(person.Motion._fields)))
     one = {name: np.linspace(0, 1, len(psnr[0])) for name in ("identity_error", "leak", "flicker", "drift", "seams_seen")}
     return [one | {"psnr": np.array(p), "true": true, "fitted": control * true + (1 - control) * noise} for p in psnr]
 
@@ -81,7 +84,7 @@ def test_differences_are_paired_and_bold_where_every_seed_agrees():
     assert ablate.table({"base": base}).splitlines()[2].startswith("| base | 25.50 ± 0.50 | 1.000 ± 0.000 |")
 
 
-VARIANTS = '''
+VARIANTS = """
 import dataclasses, sys
 sys.path.insert(0, {tests!r})
 from conftest import tiny_model
@@ -96,7 +99,7 @@ def get_config(variant="base"):
     base = configs.Config("tiny", model, configs.Data(size=16, frames=2, past=1, batch=2), dtype="float32",
         sampling=configs.Sampling(steps=2), stages=(configs.Stage(steps=3),))
     return configs.as_flags(dataclasses.replace(base, **VARIANTS[variant]))
-'''
+"""
 
 
 @pytest.fixture

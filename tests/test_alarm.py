@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svdp_jax import alarm
+from svdp_jax.training import alarm
 
 STEPS = np.arange(40)
 BOTH_FALL = (0.9**STEPS, 0.95**STEPS)

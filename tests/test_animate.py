@@ -13,23 +13,28 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from conftest import randomized, tiny_model
 from flax import nnx
 
 import svdp_jax
-from svdp_jax import animate, checkpoint, config as configs, shipped
+from svdp_jax import animate, config as configs
 from svdp_jax.animator import Animator, Step
-from svdp_jax.data import face, video
-from svdp_jax.data.images import read_image, write_image
-from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
+from svdp_jax.faces import face
+from svdp_jax.media import video
+from svdp_jax.media.images import read_image, write_image
+from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models.svdp import SVDP
-from conftest import randomized, tiny_model
+from svdp_jax.weights import checkpoint, shipped
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = dataclasses.replace(tiny_model().backbone, blocks=2)  # half the time to compile
 CONFIG = configs.Config(
-    "tiny", dataclasses.replace(tiny_model(), backbone=BACKBONE), data=configs.Data(size=16, frames=4, past=2),
-    sampling=configs.Sampling(steps=2), dtype="float32",
+    "tiny",
+    dataclasses.replace(tiny_model(), backbone=BACKBONE),
+    data=configs.Data(size=16, frames=4, past=2),
+    sampling=configs.Sampling(steps=2),
+    dtype="float32",
 )
 
 
@@ -126,9 +131,9 @@ def test_steps_can_be_watched_and_change_nothing(animator):
 
 def test_guidance_and_steps_are_chosen_without_compiling_again(animator):
     usual = animator.config.sampling
-    make = lambda **changes: np.stack(list(animator.generate(
-        pictures(1)[0], pictures(4), sampling=dataclasses.replace(usual, **changes), watch=True
-    ))[-4:])
+    make = lambda **changes: np.stack(
+        list(animator.generate(pictures(1)[0], pictures(4), sampling=dataclasses.replace(usual, **changes), watch=True))[-4:]
+    )
     strong, before = make(source=3.0), animator.advance._cache_size()
     assert (strong != make(source=3.5)).any() and (strong != make(source=3.0, steps=3)).any()
     assert animator.advance._cache_size() == before
@@ -144,7 +149,11 @@ def test_an_exported_model_is_the_model(trained, animator, tmp_path, monkeypatch
         (run / log).write_text("the log of its training")
     shipped.export(run, tmp_path / "toy")
     assert {path.name for path in (tmp_path / "toy").iterdir()} == {
-        "config.json", "manifest.json", "metrics.jsonl", "results.md", shipped.ARRAYS
+        "config.json",
+        "manifest.json",
+        "metrics.jsonl",
+        "results.md",
+        shipped.ARRAYS,
     }
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "toy")
     loaded = Animator.load()
@@ -221,8 +230,7 @@ def test_readme_example_runs(trained, drawn, tmp_path):
     (tmp_path / "landmarks.npy").symlink_to(drawn.landmarks)
     (tmp_path / "example.py").write_text(code)
     result = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["(256, 256, 3)"] * 8 and (tmp_path / "out.mp4").exists()
@@ -242,8 +250,16 @@ def test_the_demo_needs_no_files(trained, tmp_path, monkeypatch, capsys):
 def test_a_real_picture_follows_a_real_video(trained, portraits, tmp_path, monkeypatch):
     driving, out = portraits / "d18.mp4", tmp_path / "out.mp4"
     command(
-        monkeypatch, "--source", portraits / "s9.jpg", "--driving", driving, "--output", out,
-        "--checkpoint", trained, "--compare",
+        monkeypatch,
+        "--source",
+        portraits / "s9.jpg",
+        "--driving",
+        driving,
+        "--output",
+        out,
+        "--checkpoint",
+        trained,
+        "--compare",
     )
     made, driver = video.probe(out), video.probe(driving)
     assert made.frames == driver.frames == 216 and made.fps == driver.fps == 30
@@ -289,9 +305,7 @@ def test_an_error_of_the_command_is_its_exit_code(tmp_path):
         ({"--landmarks": "text.mp4"}, "no landmarks"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(
-    trained, drawn, tmp_path, monkeypatch, capsys, change, sentence
-):
+def test_bad_input_is_one_sentence_and_leaves_nothing(trained, drawn, tmp_path, monkeypatch, capsys, change, sentence):
     write_image(tmp_path / "grey.png", np.full((64, 64, 3), 128, np.uint8))
     with VideoWriter(tmp_path / "grey.mp4", 25) as writer:
         writer.write(np.full((64, 64, 3), 128, np.uint8))
@@ -300,8 +314,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "not there")
     before = sorted(tmp_path.iterdir())
     arguments = {
-        "--source": drawn.source, "--driving": drawn.driving,
-        "--output": tmp_path / "out.mp4", "--checkpoint": trained,
+        "--source": drawn.source,
+        "--driving": drawn.driving,
+        "--output": tmp_path / "out.mp4",
+        "--checkpoint": trained,
     } | {name: value and tmp_path / value for name, value in change.items()}
     given = [part for name, value in arguments.items() if value for part in (name, value)]
     with pytest.raises(SystemExit) as ended:

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svdp_jax import attention
+from svdp_jax.models import attention
 
 
 def test_attention_is_softmax_attention():

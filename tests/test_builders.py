@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-
-from svdp_jax import stages
-from svdp_jax.data.writer import VideoWriter
 from test_face import drawn_clip
+
+from svdp_jax.media.writer import VideoWriter
+from svdp_jax.preparation import stages
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -21,7 +21,7 @@ LISTS = {
 
 @pytest.mark.parametrize("name,count", [("Hdtf", 45), ("TalkingHead1kh", 38)])
 def test_clips_that_a_list_names(tmp_path, name, count, monkeypatch):
-    builders = pytest.importorskip("svdp_jax.builders")
+    builders = pytest.importorskip("svdp_jax.preparation.builders")
     (tmp_path / "manual" / "videos").mkdir(parents=True)
     with VideoWriter(tmp_path / "manual" / "videos" / "Radio1.mp4", Fraction(25)) as writer:
         for image in drawn_clip(45)[0]:

@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import little_run
 import numpy as np
 import pytest
 from flax import nnx
 
-import little_run
-from svdp_jax import checkpoint, files, runs
+from svdp_jax import files
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
+from svdp_jax.training import runs
+from svdp_jax.weights import checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIG = little_run.config(keep=2)

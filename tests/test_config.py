@@ -3,10 +3,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
-from conftest import tiny_model
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -21,7 +21,11 @@ from convert import networks, rules, sources, tensors
 from convert.sd35 import SD35, VIDEO_MODEL
 from convert.text import CLIP_L, T5
 from convert.vae import VAE
-from svdp_jax.checkpoint import (
+from svdp_jax.config import Backbone, Model, Video
+from svdp_jax.errors import UserError
+from svdp_jax.models.text import CLIPConfig, T5Config
+from svdp_jax.models.vae import AutoencoderConfig
+from svdp_jax.weights.checkpoint import (
     about,
     abstract_network,
     load_network,
@@ -31,15 +35,8 @@ from svdp_jax.checkpoint import (
     save_weights,
     write_manifest,
 )
-from svdp_jax.config import Backbone, Model, Video
-from svdp_jax.errors import UserError
-from svdp_jax.models.text import CLIPConfig, T5Config
-from svdp_jax.models.vae import AutoencoderConfig
 
-SMALL = Backbone(
-    width=16, heads=2, blocks=4, dual=1, text_width=12, pooled_width=8, channels=4, patch=2,
-    table=6, base=2,
-)
+SMALL = Backbone(width=16, heads=2, blocks=4, dual=1, text_width=12, pooled_width=8, channels=4, patch=2, table=6, base=2)
 VIDEO = Model(backbone=SMALL, video=Video(heads=2))
 CODER = AutoencoderConfig((8, 16), 1, 4, 4)
 CLIP = CLIPConfig(20, 16, 32, 12, 2, 2, 7)
@@ -149,7 +146,7 @@ def test_sharded_source_beside_stray_folders(tmp_path, source, arrays):
     for i in range(3):
         part = {name: arrays[name] for name in names[i::3]}
         save_file(part, folder / f"part-{i}.safetensors")
-        index |= {name: f"part-{i}.safetensors" for name in part}
+        index |= dict.fromkeys(part, f"part-{i}.safetensors")
     (folder / f"{SD35.file}.index.json").write_text(json.dumps({"weight_map": index}))
     _, params = networks.read(source, SD35, None, False)
     assert params.checksum.hex() == whole(tmp_path, arrays).checksum.hex()
@@ -201,13 +198,15 @@ def test_summary_tells_what_was_written(capsys, tmp_path, source, arrays):
 
 def test_five_faults_are_listed_at_once(capsys, tmp_path, source, edit, arrays):
     block = "transformer_blocks.2"
-    edit({
-        f"{block}.attn.to_q.weight": None,
-        f"{block}.attn.to_qq.weight": arrays[TO_Q],
-        f"{block}.attn2.to_q.weight": None,
-        f"{block}.ff.net.2.bias": np.zeros(17, np.float32),
-        "transformer_blocks.3.ff_context.net.2.bias": np.zeros(16, np.float32),
-    })
+    edit(
+        {
+            f"{block}.attn.to_q.weight": None,
+            f"{block}.attn.to_qq.weight": arrays[TO_Q],
+            f"{block}.attn2.to_q.weight": None,
+            f"{block}.ff.net.2.bias": np.zeros(17, np.float32),
+            "transformer_blocks.3.ff_context.net.2.bias": np.zeros(16, np.float32),
+        }
+    )
     complaint = fails(capsys, tmp_path / "flax", "sd35", source, tmp_path / "flax")
     for part in (
         "4 faults, nothing was written",

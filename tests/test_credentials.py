@@ -6,11 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from svdp_jax import credentials
 from svdp_jax.animator import provenance
-from svdp_jax.data import video
-from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
+from svdp_jax.media import credentials, video
+from svdp_jax.media.writer import VideoWriter
 
 c2pa = pytest.importorskip("c2pa", reason="signing needs c2pa-python, of the extra `sign`")
 x509 = pytest.importorskip("cryptography.x509")
@@ -25,9 +24,10 @@ def certificate(name, key, issuer, issuer_key, authority: bool):
     named = lambda name: x509.Name(
         [x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "a studio"), x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]
     )
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     usage = dict.fromkeys(
-        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
+        False,
     )
     build = (
         x509.CertificateBuilder().subject_name(named(name)).issuer_name(named(issuer)).public_key(key.public_key())

@@ -8,23 +8,31 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from flax import nnx
-
-from svdp_jax import checkpoint, demo, shipped
-from svdp_jax.animator import Animator, Step
-from svdp_jax.data import example, video
-from svdp_jax.data.images import write_image
-from svdp_jax.data.writer import VideoWriter
-from svdp_jax.models.svdp import SVDP
 from test_animate import CONFIG
 from test_face import canvas
+
+from svdp_jax import demo
+from svdp_jax.animator import Animator, Step
+from svdp_jax.media import video
+from svdp_jax.media.images import write_image
+from svdp_jax.media.writer import VideoWriter
+from svdp_jax.models.svdp import SVDP
+from svdp_jax.toy import example
+from svdp_jax.weights import checkpoint, shipped
 
 gradio = pytest.importorskip("gradio", reason="the page needs Gradio, of the extra `demo`")
 client = pytest.importorskip("gradio_client")
 httpx = pytest.importorskip("httpx")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
 ]
 LONGEST = 5  # seconds
 
@@ -124,7 +132,15 @@ def test_bad_input_is_one_sentence_and_the_page_lives_on(caller, drawn, tmp_path
 def test_only_what_visitors_gave_or_got_is_served(served):
     weights = shipped.FOLDER / shipped.ARRAYS
     assert weights.is_file()
-    for path in ("/etc/passwd", weights, __file__, "../../etc/passwd", f"{__file__}/../conftest.py", "README.md", "pyproject.toml"):
+    for path in (
+        "/etc/passwd",
+        weights,
+        __file__,
+        "../../etc/passwd",
+        f"{__file__}/../conftest.py",
+        "README.md",
+        "pyproject.toml",
+    ):
         for prefix in ("gradio_api/file=", "file=", "gradio_api/file/"):
             answer = httpx.get(f"{served}{prefix}{path}")
             assert answer.status_code in (403, 404), (path, answer.status_code)

@@ -6,19 +6,17 @@ import pytest
 from einops import rearrange
 from flax import nnx
 from safetensors import safe_open
+from torch_reference import REASON, randomize
 
 import convert.__main__ as convert
-from svdp_jax import draw, prompts
-from svdp_jax.checkpoint import load_network, named, save_weights
+from svdp_jax import draw
 from svdp_jax.config import Backbone
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig
-from torch_reference import REASON, randomize
+from svdp_jax.weights import prompts
+from svdp_jax.weights.checkpoint import load_network, named, save_weights
 
-SMALL = Backbone(
-    width=32, heads=4, blocks=3, dual=1, text_width=32, pooled_width=24, channels=4, patch=2,
-    table=24, base=8,
-)
+SMALL = Backbone(width=32, heads=4, blocks=3, dual=1, text_width=32, pooled_width=24, channels=4, patch=2, table=24, base=8)
 CODER = AutoencoderConfig((8, 16), 1, 4, 4)
 PROMPT = "a portrait, seen by day"
 
@@ -42,12 +40,17 @@ def pipeline():
     transformers = pytest.importorskip("transformers", reason=REASON)
     clip_tokenizer, t5_tokenizer = tokenizers()
     clip = transformers.CLIPTextConfig(
-        vocab_size=56, hidden_size=12, intermediate_size=24, projection_dim=12,
-        num_hidden_layers=2, num_attention_heads=3, bos_token_id=54, eos_token_id=55,
+        vocab_size=56,
+        hidden_size=12,
+        intermediate_size=24,
+        projection_dim=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        bos_token_id=54,
+        eos_token_id=55,
     )
     t5 = transformers.T5Config(
-        vocab_size=31, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu",
+        vocab_size=31, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
     )
     backbone = dict(convert.networks.SD35.write_config(SMALL))
     coder = dict(convert.networks.VAE.write_config(CODER))
@@ -100,9 +103,7 @@ def test_schedule_is_that_of_diffusers(steps):
 
 
 def test_prompts_are_encoded_as_in_diffusers(pipeline, folder):
-    text, empty, pooled, empty_pooled = (
-        x[0].numpy() for x in pipeline.encode_prompt(PROMPT, PROMPT, PROMPT)
-    )
+    text, empty, pooled, empty_pooled = (x[0].numpy() for x in pipeline.encode_prompt(PROMPT, PROMPT, PROMPT))
     for ours, theirs in zip(encoded(folder), ((text, pooled), (empty, empty_pooled))):
         for x, y in zip(ours, theirs):
             assert np.abs(x - y).max() <= 1e-4 * y.std()

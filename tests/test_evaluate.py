@@ -11,12 +11,16 @@ from flax import nnx
 from torch_reference import library
 
 import convert.__main__ as command
-from svdp_jax import checkpoint, clips, config as configs, evaluate, measure, metrics, prepare, reenact, report, unseen
-from svdp_jax.data import encode, face, masks, video
-from svdp_jax.data.images import resize
-from svdp_jax.data.writer import VideoWriter
+from svdp_jax import config as configs, evaluate, prepare
 from svdp_jax.errors import UserError
+from svdp_jax.evaluation import clips, measure, metrics, reenact, report, unseen
+from svdp_jax.faces import face, masks
+from svdp_jax.media import video
+from svdp_jax.media.images import resize
+from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models.metric_nets import ArcFaceConfig, I3DConfig, LPIPSConfig, SyncNetConfig
+from svdp_jax.preparation import encode
+from svdp_jax.weights import checkpoint
 
 SIZE = 160
 NETWORKS = {
@@ -49,8 +53,12 @@ def folders(tmp_path):
     for name in ("good", "missing", "short", "other_fps", "same_count", "small", "wide"):
         write(tmp_path / "truth" / f"{name}.mp4", noise(30), Fraction(30))
     made = {
-        "good": (30, 30, (48, 40)), "short": (26, 30, (48, 40)), "other_fps": (25, 25, (48, 40)),
-        "same_count": (30, 25, (48, 40)), "small": (30, 30, (24, 20)), "wide": (30, 30, (60, 40)),
+        "good": (30, 30, (48, 40)),
+        "short": (26, 30, (48, 40)),
+        "other_fps": (25, 25, (48, 40)),
+        "same_count": (30, 25, (48, 40)),
+        "small": (30, 30, (24, 20)),
+        "wide": (30, 30, (60, 40)),
         "extra": (30, 30, (48, 40)),
     }
     for name, (frames, fps, size) in made.items():
@@ -84,7 +92,7 @@ def test_stretches_cover_every_frame_once(folders):
     clip = clips.match(folders)[0][0]
     parts = [result for result, _ in clips.stretches(clip, ("result", "reference"))]
     assert [len(part) for part in parts] == [16, 14]
-    overlapping = [part for part, in clips.stretches(clip, ("result",), overlap=1)]
+    overlapping = [part for (part,) in clips.stretches(clip, ("result",), overlap=1)]
     assert [len(part) for part in overlapping] == [17, 14]
     np.testing.assert_array_equal(overlapping[1][0], overlapping[0][-1])
 
@@ -326,7 +334,9 @@ def prepared(tmp_path_factory):
     films = tmp_path_factory.mktemp("prepared") / "films"
     for seed, name in enumerate(("ann/1", "ann/2", "bob/1")):
         first, last = (x.astype(float) for x in noise(2, (96, 72), seed))  # a glide between them is one shot
-        write(films / f"{name}.mp4", [(first + share * (last - first)).astype(np.uint8) for share in np.linspace(0, 0.1, BLOBS)])
+        write(
+            films / f"{name}.mp4", [(first + share * (last - first)).astype(np.uint8) for share in np.linspace(0, 0.1, BLOBS)]
+        )
         np.save(films / f"{name.replace('/', '__')}.npy", np.tile(np.stack([MARKS.real, MARKS.imag], -1), (BLOBS, 1, 1)))
     out, gates = films.with_name("out"), ("face=10", "sharpness=0", "seconds=0", "frozen=0:1")
     given = [str(films), str(out), "--size", "64", "--landmarks", f"files:{films}", "--codec", "pixels:4",
@@ -365,7 +375,9 @@ def test_people_of_the_training_records_are_left_out(prepared, tmp_path, caplog)
         unseen.find(prepared, trained)
     encode.write_json(tmp_path / "manifest.json", {"kind": "svdp_jax records", "clips": [{"person": "ann"}]})
     clips, refused, _ = unseen.find(prepared, trained)
-    assert [clip.name for clip in clips] == ["bob__1-000"] and refused == dict.fromkeys(("ann__1-000", "ann__2-000"), unseen.SEEN)
+    assert [clip.name for clip in clips] == ["bob__1-000"] and refused == dict.fromkeys(
+        ("ann__1-000", "ann__2-000"), unseen.SEEN
+    )
     on_videos = configs.Data(source="videos", path=str(prepared.with_name("films") / "bob"))
     assert unseen.find(prepared, on_videos).refused.keys() == {"bob__1-000"}
 
@@ -414,7 +426,9 @@ def test_liveportrait_beside_a_model(prepared, liveportrait, tmp_path, monkeypat
     assert "liveportrait: APD fails on 3 clips; the first: " in said and "no face is found" in said
     frames = lambda name: np.stack([f.image for f in video.read_frames(tmp_path / "out/generated" / name / "bob__1-000.mp4")])
     still, moving = frames("mirror").astype(int), frames("liveportrait").astype(int)
-    assert np.abs(still - moving).mean() > 3 and np.abs(np.diff(moving, axis=0)).mean() > 3 * np.abs(np.diff(still, axis=0)).mean()
+    assert (
+        np.abs(still - moving).mean() > 3 and np.abs(np.diff(moving, axis=0)).mean() > 3 * np.abs(np.diff(still, axis=0)).mean()
+    )
 
 
 def test_another_size_and_missing_weights_are_refused(prepared, tmp_path, monkeypatch, capsys):

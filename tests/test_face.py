@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from svdp_jax.data import face
-from svdp_jax.data.images import read_image
-from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
+from svdp_jax.faces import face
+from svdp_jax.faces.driving import driving_frames, prepare_driving
+from svdp_jax.media.images import read_image
+from svdp_jax.media.writer import VideoWriter
 
 PORTRAITS = Path(__file__).parents[2] / "shared/data/portraits"
 needs_portraits = pytest.mark.skipif(not PORTRAITS.is_dir(), reason=f"no real pictures and clips in {PORTRAITS}")
@@ -132,7 +133,7 @@ def test_no_face_is_one_sentence(tmp_path):
         for _ in range(7):
             writer.write(canvas())
     with pytest.raises(UserError, match="empty.mp4: no face"):
-        face.prepare_driving(tmp_path / "empty.mp4", 64)
+        prepare_driving(tmp_path / "empty.mp4", 64)
 
 
 def test_crop_repeats_the_edge_and_maps_points():
@@ -200,8 +201,8 @@ def test_two_passes_over_a_video(tmp_path):
     with VideoWriter(tmp_path / "a.mp4", rate) as writer:
         for image in images:
             writer.write(image)
-    driving = face.prepare_driving(tmp_path / "a.mp4", 96)
-    frames = list(face.driving_frames(driving))
+    driving = prepare_driving(tmp_path / "a.mp4", 96)
+    frames = list(driving_frames(driving))
     assert len(frames) == len(driving.track.found) == 24
     assert [frame.time for frame in frames] == [i / rate for i in range(24)]
     scale, corner = 96 / driving.box.side, driving.box.left + 1j * driving.box.top
@@ -251,7 +252,7 @@ FRAMES = {
 @needs_portraits
 @pytest.mark.parametrize("name", FRAMES)
 def test_real_clips(name):
-    driving = face.prepare_driving(PORTRAITS / name, 480)
+    driving = prepare_driving(PORTRAITS / name, 480)
     faces = driving.track.faces
     assert driving.track.found.mean() >= 0.95
     assert np.diff(faces.left_eye, 2).std() < 0.3 and np.diff(faces.right_eye, 2).std() < 0.3

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import little_run
 import numpy as np
 import pytest
-
-import little_run
 from harness import MARK, ROOT, STEPS, Run, differing, events, left, marked, metrics, pair, state
-from svdp_jax import checkpoint, health, runs, train
-from svdp_jax.data import records
+
+from svdp_jax import train
 from svdp_jax.errors import UserError
+from svdp_jax.training import health, records, runs, step as training
+from svdp_jax.weights import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +146,7 @@ HUGE, NOT_FINITE = 255, 0  # what the source of a disturbed example is filled wi
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory) -> Path:
     """A run that meets huge numbers in step 6, and from step 8 on such that are not finite."""
-    work, make_update = tmp_path_factory.mktemp("disturbed") / "work", train.make_update
+    work, make_update = tmp_path_factory.mktemp("disturbed") / "work", training.make_update
 
     def source(config, cache):
         example = little_run.noise(config, cache)
@@ -181,7 +182,9 @@ def test_a_sudden_loss_is_told_with_its_step_and_examples_and_training_goes_on(d
     (spike,) = events(disturbed, "spike")
     lines = metrics(disturbed)
     assert spike["at"] == 6 and spike["examples"] == [40, 47]
-    assert float(spike["loss"]) == lines[5]["loss"] and spike["usual"] == pytest.approx(np.mean([x["loss"] for x in lines[1:5]]))
+    assert float(spike["loss"]) == lines[5]["loss"] and spike["usual"] == pytest.approx(
+        np.mean([x["loss"] for x in lines[1:5]])
+    )
     assert lines[6]["skipped"] == 0 and lines[6]["update_norm/video_last"] > 0
     assert lines[6]["loss"] < lines[5]["loss"]
 

@@ -2,12 +2,12 @@
 
 import threading
 
+import little_run
 import numpy as np
 import pytest
 
-import little_run
-from svdp_jax.data import feed, records
 from svdp_jax.errors import UserError
+from svdp_jax.training import feed, records
 
 
 @pytest.fixture(autouse=True)

@@ -33,9 +33,7 @@ def test_clean_and_velocity_predictions_of_one_error_have_one_loss():
     clean = x0 + drawn(2, 5, seed=2)
     as_velocity = (flow.noised(x0, noise, s) - clean) / s[:, None]
     np.testing.assert_allclose(
-        flow.loss(clean, x0, noise, s, "clean"),
-        flow.loss(as_velocity, x0, noise, s, "velocity"),
-        rtol=1e-5,
+        flow.loss(clean, x0, noise, s, "clean"), flow.loss(as_velocity, x0, noise, s, "velocity"), rtol=1e-5
     )
 
 

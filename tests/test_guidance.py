@@ -6,11 +6,7 @@ import pytest
 from svdp_jax.config import Sampling
 from svdp_jax.diffusion import guidance
 
-CONDITIONS = {
-    "source": jnp.ones((2, 3)),
-    "driving": 10 * jnp.ones((2, 3)),
-    "past": 100 * jnp.ones((2, 3)),
-}
+CONDITIONS = {"source": jnp.ones((2, 3)), "driving": 10 * jnp.ones((2, 3)), "past": 100 * jnp.ones((2, 3))}
 
 
 def total(conditions, copies=1):

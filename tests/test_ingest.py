@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from svdp_jax.data import ingest
-from svdp_jax.data.images import write_image
 from svdp_jax.errors import UserError
+from svdp_jax.media.images import write_image
+from svdp_jax.preparation import ingest
 
 
 def touch(folder, *names):
@@ -56,7 +56,9 @@ def test_what_is_not_there_is_said(tmp_path):
 def test_hdtf(tmp_path):
     lists = tmp_path / "HDTF_dataset"
     lists.mkdir()
-    (lists / "WRA_annotion_time.txt").write_text("Ann0.mp4 00:20-01:35 02:00-02:10 \nAnn1.mp4 00:33-08:53 08:10-08:30\nBob.mp4 00:01-00:02\n")
+    (lists / "WRA_annotion_time.txt").write_text(
+        "Ann0.mp4 00:20-01:35 02:00-02:10 \nAnn1.mp4 00:33-08:53 08:10-08:30\nBob.mp4 00:01-00:02\n"
+    )
     (lists / "WRA_crop_wh.txt").write_text("Ann0_0.mp4 306 480 41 480\n")
     (lists / "WRA_resolution.txt").write_text("Ann0.mp4 720\nAnn1.mp4 1080\n")
     (lists / "WRA_video_url.txt").write_text("Bob https://www.youtube.com/watch?v=abc-_123456\n")
@@ -78,7 +80,9 @@ def test_hdtf(tmp_path):
 
 def test_talking_head_and_celebv(tmp_path):
     videos = touch(tmp_path / "videos", "abc_0001.mp4", "raw.mp4")
-    (tmp_path / "list.txt").write_text("abc_0001,720,1280,3,9,10,20,110,120\nabc_0001,720,1280,10,12,0,0,64,64\ngone,1,1,0,1,0,0,1,1\n")
+    (tmp_path / "list.txt").write_text(
+        "abc_0001,720,1280,3,9,10,20,110,120\nabc_0001,720,1280,10,12,0,0,64,64\ngone,1,1,0,1,0,0,1,1\n"
+    )
     listing = ingest.find(videos, str(tmp_path / "list.txt"))
     (source,) = listing.sources
     assert source.person == "abc" and "CC BY 3.0" in source.licence and listing.missing[0][0] == "gone"
@@ -86,12 +90,20 @@ def test_talking_head_and_celebv(tmp_path):
     assert source.segments[0].pixels(360, 640) == (slice(10, 60), slice(5, 55))
     box = {"top": 0.1, "bottom": 0.6, "left": 0.25, "right": 0.5}
     clip = {"ytb_id": "raw", "duration": {"start_sec": 1.5, "end_sec": 2}, "bbox": box}
-    (tmp_path / "info.json").write_text(json.dumps({"clips": {"raw_0": clip, "raw_1": clip | {"duration": {"start_sec": 5, "end_sec": 6}}}}))
+    (tmp_path / "info.json").write_text(
+        json.dumps({"clips": {"raw_0": clip, "raw_1": clip | {"duration": {"start_sec": 5, "end_sec": 6}}}})
+    )
     (source,) = ingest.find(videos, str(tmp_path / "info.json")).sources
-    assert [s.start for s in source.segments] == [1.5, 5] and source.segments[0].pixels(100, 200) == (slice(10, 60), slice(50, 100))
+    assert [s.start for s in source.segments] == [1.5, 5] and source.segments[0].pixels(100, 200) == (
+        slice(10, 60),
+        slice(50, 100),
+    )
 
 
-@pytest.mark.parametrize("name,text", [("list.txt", "nothing of the kind\n"), ("list.txt", "a,1,2,3,4,5,6,7,x\n"), ("info.json", "{}"), ("no.txt", "")])
+@pytest.mark.parametrize(
+    "name,text",
+    [("list.txt", "nothing of the kind\n"), ("list.txt", "a,1,2,3,4,5,6,7,x\n"), ("info.json", "{}"), ("no.txt", "")],
+)
 def test_unreadable_lists_are_one_sentence(tmp_path, name, text):
     videos = touch(tmp_path / "videos", "a.mp4")
     if text:

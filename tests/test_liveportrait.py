@@ -11,15 +11,27 @@ from flax import nnx
 from torch_reference import assert_close, library
 
 import convert.__main__ as command
-from svdp_jax.checkpoint import load_network
 from svdp_jax.models import keypoints, volume
 from svdp_jax.models.keypoints import Motion
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
+from svdp_jax.weights.checkpoint import load_network
 
 SMALL = LivePortraitConfig(
-    channels=4, depth=4, appearance=(8, 8, 16), resblocks=2, motion=(8, 8, 16, 16),
-    motion_blocks=(1, 1, 2, 1), compress=2, hourglass=(4, 8, 8, 16), warped=8,
-    generator=(16, 8, 8), middle=1, spade=8, shoulder=(16, 8), mouth=(16, 8), eye=(16, 8, 8),
+    channels=4,
+    depth=4,
+    appearance=(8, 8, 16),
+    resblocks=2,
+    motion=(8, 8, 16, 16),
+    motion_blocks=(1, 1, 2, 1),
+    compress=2,
+    hourglass=(4, 8, 8, 16),
+    warped=8,
+    generator=(16, 8, 8),
+    middle=1,
+    spade=8,
+    shoulder=(16, 8),
+    mouth=(16, 8),
+    eye=(16, 8, 8),
 )
 SIDE = 64  # of pictures going in
 PUBLISHED = {"appearance": 0.836, "motion": 28.119, "warping": 45.530, "generator": 55.365, "stitching": 0.227}
@@ -210,9 +222,7 @@ def test_sampler_equals_grid_sample(shape):
     special = [-1e6, -1.5, -1, *(2 * np.arange(5) + 1) / 5 - 1, 1, 1.25, 1e6, 0]
     places[0].reshape(-1, 3)[: 3 * len(special)] = np.resize(special, (3 * len(special), 3))
     places[0, 0, 0, :, 0], places[0, 0, 1, :, 1] = special[:6], special[-6:]
-    expected = torch.nn.functional.grid_sample(
-        first(volumes), torch.from_numpy(places), align_corners=False
-    )
+    expected = torch.nn.functional.grid_sample(first(volumes), torch.from_numpy(places), align_corners=False)
     np.testing.assert_allclose(jax.jit(volume.sample)(volumes, places), last(expected), atol=2e-6)
 
 

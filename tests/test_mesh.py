@@ -15,8 +15,11 @@ ROOT = Path(__file__).parents[1]
 def found():
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     result = subprocess.run(
-        [sys.executable, ROOT / "tests" / "mesh_worker.py"], cwd=ROOT, text=True,
-        capture_output=True, env=os.environ | {"PYTHONPATH": path},
+        [sys.executable, ROOT / "tests" / "mesh_worker.py"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": path},
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

@@ -9,8 +9,8 @@ from torch_reference import assert_close, library, ported, randomize
 import convert.__main__ as command
 from convert import metric_nets as tables
 from convert.rules import shapes
-from svdp_jax.checkpoint import load_network
 from svdp_jax.models.metric_nets import ArcFaceConfig, I3DConfig, LPIPSConfig, SyncNetConfig
+from svdp_jax.weights.checkpoint import load_network
 
 FACES = ArcFaceConfig(layers=(1, 2, 1, 1), width=4, embedding=8, size=32)
 
@@ -113,7 +113,7 @@ def test_lpips_from_its_two_files(reference, tmp_path):
     import torch
 
     module = drawn(reference.LPIPS("alex", 8))
-    trunk = {k: v for k, v in module.trunk.state_dict().items()} | {"classifier.1.weight": torch.ones(2, 2)}
+    trunk = dict(module.trunk.state_dict()) | {"classifier.1.weight": torch.ones(2, 2)}
     heads = {k: v for k, v in module.state_dict().items() if k.startswith("lin")}
     torch.save(trunk, tmp_path / "alexnet-owt-7be5be79.pth", _use_new_zipfile_serialization=False)
     torch.save(heads, tmp_path / "alex.pth")

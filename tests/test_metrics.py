@@ -7,8 +7,8 @@ import scipy.stats
 from damage import DAMAGES, curve, truth
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from svdp_jax import metrics
-from svdp_jax.data import sound
+from svdp_jax.evaluation import metrics
+from svdp_jax.media import sound
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,17 @@ import numpy as np
 import pytest
 from einops import rearrange
 from flax import nnx
+from torch_reference import REASON, assert_close, ported, randomize
 
 from convert.sd35 import SD35
-from svdp_jax.checkpoint import named, replaced
 from svdp_jax.config import Backbone, Model, Video
 from svdp_jax.models import layers
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
-from torch_reference import REASON, assert_close, ported, randomize
+from svdp_jax.weights.checkpoint import named, replaced
 
 SIZES = [(16, 16), (8, 24), (20, 12)]  # rows and columns of latents
-SMALL = Backbone(
-    width=32, heads=4, blocks=5, dual=2, text_width=24, pooled_width=20, channels=4, patch=2,
-    table=24, base=8,
-)
+SMALL = Backbone(width=32, heads=4, blocks=5, dual=2, text_width=24, pooled_width=20, channels=4, patch=2, table=24, base=8)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +70,7 @@ def test_position_table_is_that_of_the_checkpoint(model):
 @pytest.mark.parametrize("tokens", [1, 7])
 def test_block(reference, model, kind, index, number, tokens):
     image, text, cond = normal(2, 12, 32), normal(2, tokens, 32, seed=1), normal(2, 32, seed=2)
-    their_text, their_image = reference.transformer_blocks[number](
-        tensor(image), tensor(text), tensor(cond)
-    )
+    their_text, their_image = reference.transformer_blocks[number](tensor(image), tensor(text), tensor(cond))
     our_image, our_text = layer(getattr(model, kind), index)(image, text, cond)
     assert_close(our_image, their_image)
     if kind != "last":
@@ -86,9 +81,7 @@ def test_block(reference, model, kind, index, number, tokens):
 def test_model(reference, model, rows, columns, tokens):
     latents, text, pooled = normal(2, rows, columns, 4), normal(2, tokens, 24), normal(2, 20)
     time = np.array([0.2, 0.9], np.float32)
-    theirs = reference(
-        flat(latents), tensor(text), tensor(pooled), tensor(1000 * time)
-    ).sample
+    theirs = reference(flat(latents), tensor(text), tensor(pooled), tensor(1000 * time)).sample
     assert_close(model(latents, time, text, pooled), theirs.permute(0, 2, 3, 1))
 
 

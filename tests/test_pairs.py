@@ -10,24 +10,37 @@ import numpy as np
 import pytest
 from conftest import randomized
 from flax import nnx
+from test_face import canvas, draw
 
-from svdp_jax import prepare, stages
-from svdp_jax.checkpoint import named, save_weights
+from svdp_jax import prepare
 from svdp_jax.config import Backbone
-from svdp_jax.data import crops, encode, face, pairs
-from svdp_jax.data.images import read_image
-from svdp_jax.data.writer import VideoWriter
-from svdp_jax.data.pairs import LIMITS, Known, Measured, Reenactment, Reenactor, judge
 from svdp_jax.errors import UserError
+from svdp_jax.faces import face
+from svdp_jax.media.images import read_image
+from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models import keypoints
 from svdp_jax.models.keypoints import KEYPOINTS, Motion
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
-from test_face import canvas, draw
+from svdp_jax.preparation import crops, encode, left, pairs
+from svdp_jax.preparation.pairs import LIMITS, Known, Measured, Reenactment, Reenactor, judge
+from svdp_jax.weights.checkpoint import named, save_weights
 
 TINY = LivePortraitConfig(
-    channels=2, depth=2, appearance=(4, 4, 4), resblocks=1, motion=(4, 4, 4, 8), motion_blocks=(1, 1, 1, 1),
-    compress=2, hourglass=(2, 4, 4), warped=4, generator=(8, 4, 4), middle=1, spade=4, shoulder=(8,),
-    mouth=(8,), eye=(8,),
+    channels=2,
+    depth=2,
+    appearance=(4, 4, 4),
+    resblocks=1,
+    motion=(4, 4, 4, 8),
+    motion_blocks=(1, 1, 1, 1),
+    compress=2,
+    hourglass=(2, 4, 4),
+    warped=4,
+    generator=(8, 4, 4),
+    middle=1,
+    spade=4,
+    shoulder=(8,),
+    mouth=(8,),
+    eye=(8,),
 )
 
 
@@ -128,8 +141,13 @@ def flawless(**changes):
     same = lambda shape: np.repeat(shape[None], FRAMES, 0)
     asked = SHAPES["b"] + SWAY
     clip = Measured(
-        asked=asked, found=asked, shape=same(SHAPES["b"]), driver=same(SHAPES["a"]),
-        seen=np.full(FRAMES, 0.9), black=np.full(FRAMES, 0.1), finite=np.ones(FRAMES, bool),
+        asked=asked,
+        found=asked,
+        shape=same(SHAPES["b"]),
+        driver=same(SHAPES["a"]),
+        seen=np.full(FRAMES, 0.9),
+        black=np.full(FRAMES, 0.1),
+        finite=np.ones(FRAMES, bool),
     )
     motion = Motion(SHAPES["b"][None], *[None] * 6)
     made = Reenactment(Known(None, motion, None, np.array([0.1])), iter(()))
@@ -272,7 +290,7 @@ def test_a_rejected_pair_is_drawn_again_from_another_person(arguments, tmp_path,
     prepare.main(arguments)
     _, manifest = encode.read_manifest(out)
     for entry in manifest["clips"]:
-        ((tried, _),) = stages.read_json(out / "pairs" / f"{entry['name']}.json")["rejected"]
+        ((tried, _),) = left.read_json(out / "pairs" / f"{entry['name']}.json")["rejected"]
         assert {entry["name"], entry["driver"], tried} == {"a-000", "b-000", "c-000"}
     assert manifest["frames"] == 12 and len(verdicts) == 6
     assert "pair: bad: 3" in (out / "report.html").read_text()

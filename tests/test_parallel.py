@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from svdp_jax import config as configs
-from svdp_jax import parallel
+from svdp_jax import config as configs, parallel
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
 

@@ -85,8 +85,14 @@ def test_module_state_and_nested_dictionaries(torch, tmp_path, old):
 def test_views_and_shared_storages(torch, tmp_path):
     base = torch.arange(60.0).reshape(3, 4, 5)
     views = {
-        "whole": base, "turned": base.permute(2, 0, 1), "rows": base[1:, 2], "stepped": base[:, ::2, 1::3],
-        "number": base[1, 1, 1], "empty": base[:0], "column": base[:, :, 4], "flat": base.reshape(-1)[7:20],
+        "whole": base,
+        "turned": base.permute(2, 0, 1),
+        "rows": base[1:, 2],
+        "stepped": base[:, ::2, 1::3],
+        "number": base[1, 1, 1],
+        "empty": base[:0],
+        "column": base[:, :, 4],
+        "flat": base.reshape(-1)[7:20],
         "last": base.to(memory_format=torch.contiguous_format)[2:],
     }
     found = saved(torch, tmp_path / "x.pth", views)
@@ -113,11 +119,7 @@ def test_newer_pickle_protocols(torch, tmp_path, protocol):
 def hostile(marker):
     import os
 
-    return {
-        "a": Global(os.system, f"touch {marker}"),
-        "b": Global(eval, f"open({str(marker)!r}, 'w')"),
-        "c": Global(Path, "x"),
-    }
+    return {"a": Global(os.system, f"touch {marker}"), "b": Global(eval, f"open({str(marker)!r}, 'w')"), "c": Global(Path, "x")}
 
 
 @pytest.mark.parametrize("key", ["a", "b", "c"])
@@ -211,7 +213,10 @@ def test_growing_tuples_take_no_time(tmp_path):
         pickles.read(archive(tmp_path / "y.pth", b"\x80\x02}" + dumped(grown)[2:-1] + b"K\x01s."))
 
 
-@pytest.mark.parametrize("program", [b"", b"\x80\x02", b".", b"\x80\x02}s.", b"\x80\x02K\x01u.", b"\x80\x02h\x07.", b"\xff", b"\x80\x02X\xff\xff\xff\x7fa."])
+@pytest.mark.parametrize(
+    "program",
+    [b"", b"\x80\x02", b".", b"\x80\x02}s.", b"\x80\x02K\x01u.", b"\x80\x02h\x07.", b"\xff", b"\x80\x02X\xff\xff\xff\x7fa."],
+)
 def test_broken_pickles(tmp_path, program):
     with pytest.raises(UserError, match="has a broken pickle"):
         pickles.read(archive(tmp_path / "x.pth", program))

@@ -6,10 +6,10 @@ import pytest
 from conftest import tiny_model
 from flax import nnx
 
-from svdp_jax import config as configs
-from svdp_jax import aot, chips, flops, hlo, parallel, plan
+from svdp_jax import config as configs, parallel, plan
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
+from svdp_jax.planning import aot, chips, flops, hlo
 
 
 def full() -> configs.Config:
@@ -20,8 +20,13 @@ def test_flops_of_the_full_model_are_those_counted_by_hand():
     """f=16, p=4, n=1024, t=333, d=1536, 24 blocks, 13 of them dual; multiplied out on paper."""
     counted = {part: value / 1e12 for part, value in flops.forward_flops(full()).items()}
     expected = {
-        "image stream": 72.4, "text stream": 8.8, "joint attention": 28.4, "attn2 projections": 13.1,
-        "attn2 attention": 12.4, "video projections": 9.3, "video attention": 61.9,
+        "image stream": 72.4,
+        "text stream": 8.8,
+        "joint attention": 28.4,
+        "attn2 projections": 13.1,
+        "attn2 attention": 12.4,
+        "video projections": 9.3,
+        "video attention": 61.9,
     }
     for part, value in expected.items():
         assert counted[part] == pytest.approx(value, abs=0.06), part
@@ -39,8 +44,7 @@ def test_flops_are_those_that_the_compiler_counts(temporal):
     shape = lambda *lead: jax.ShapeDtypeStruct((1, *lead, 8, 8, 48), jnp.float32)
     text, pooled = (jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in aot.prompt_shapes(config))
     graph, state = nnx.split(network)
-    call = jax.jit(lambda state, z, t, c, p, source, driving, past: nnx.merge(graph, state)(
-        z, t, c, p, source, driving, past))
+    call = jax.jit(lambda state, z, t, c, p, source, driving, past: nnx.merge(graph, state)(z, t, c, p, source, driving, past))
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
     lowered = call.lower(state, shape(4), time, text, pooled, shape(), shape(4), shape(2))
     counted = lowered.compile().cost_analysis()["flops"]
@@ -97,7 +101,8 @@ def test_time_is_work_over_rates():
 def out_of_memory(*_):
     raise jax.errors.JaxRuntimeError(
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
-        "Used 40.11G of 30.75G hbm. Exceeded hbm capacity by 9.36G.")
+        "Used 40.11G of 30.75G hbm. Exceeded hbm capacity by 9.36G."
+    )
 
 
 def test_out_of_memory_is_a_finding_with_advice():
@@ -119,6 +124,7 @@ def test_other_faults_are_not_taken_for_out_of_memory():
 
 def test_search_takes_the_first_that_fits(monkeypatch):
     """Of candidates in the order of their expected time, on a chip where only remat=full fits."""
+
     def fake(config, chip, mesh):
         peak = {"none": 90.0, "attention": 40.0, "full": 9.0}[config.remat]
         return {"memory": {"peak": peak}, "step_seconds": 1.0, "mfu": 0.5}

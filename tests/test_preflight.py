@@ -6,16 +6,18 @@ from fractions import Fraction
 from types import SimpleNamespace
 
 import jax
+import little_run
 import numpy as np
 import pytest
 from flax import nnx
 
-import little_run
-from svdp_jax import checkpoint, config as configs, preflight, prompts, shipped
-from svdp_jax.data.writer import VideoWriter
+from svdp_jax import config as configs
 from svdp_jax.errors import UserError
+from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
+from svdp_jax.training import preflight
+from svdp_jax.weights import checkpoint, prompts, shipped
 
 CONFIG = little_run.config()
 

@@ -16,14 +16,18 @@ import cv2
 import jax
 import numpy as np
 import pytest
-
-from svdp_jax import config as configs, preflight, prepare, runs, stages, train
-from svdp_jax.data import crops, encode, face, footage, ingest, landmarks, masks, records, video
-from svdp_jax.data.images import read_image
-from svdp_jax.data.writer import VideoWriter
-from svdp_jax.errors import UserError
-from svdp_jax.models.vae import PixelCodec
 from conftest import tiny_model, training_data
+
+from svdp_jax import config as configs, prepare
+from svdp_jax.errors import UserError
+from svdp_jax.faces import face, landmarks, masks
+from svdp_jax.media import video
+from svdp_jax.media.images import read_image
+from svdp_jax.media.writer import VideoWriter
+from svdp_jax.models.vae import PixelCodec
+from svdp_jax.preparation import crops, encode, ingest, left
+from svdp_jax.toy import footage
+from svdp_jax.training import preflight, records, runs, step as training
 
 SIZE, FRAMES, PEOPLE = 64, 25, 3
 DRAWN = 128  # pixels; to render more takes most of the time
@@ -58,7 +62,7 @@ def out(films):
 
 @pytest.fixture(scope="module")
 def clips(films, out):
-    return stages.clips(out, ingest.find([str(films)]).sources)
+    return left.clips(out, ingest.find([str(films)]).sources)
 
 
 def test_every_clip_comes_through(out, clips):
@@ -92,7 +96,7 @@ def test_crops_and_masks_stand_where_the_truth_does(out, clips):
     """Centre within 3 % of the face's width; eyes, nose and mouth inside what is kept, all of them in all frames."""
     for clip in clips:
         film, truth = footage.load(Path(clip.path)), truth_in_crop(clip, SIZE)
-        track = crops.unpack(np.load(stages.frames_of(out, clip).with_suffix(".npy")))
+        track = crops.unpack(np.load(left.frames_of(out, clip).with_suffix(".npy")))
         points = np.load(out / "masks" / f"{clip.name}.npy")
         width = 2 * 0.56 * float(film.identity.face_width) * film.drawn / 2 * SIZE / clip.box.side
         eyes = (track.faces.left_eye + track.faces.right_eye) / 2
@@ -111,25 +115,25 @@ def test_the_face_fills_half_of_the_crop(clips):
 
 
 def test_drivers_are_other_people_in_the_same_motion(films, out, clips):
-    for clip, driver in stages.paired(out, clips):
+    for clip, driver in left.paired(out, clips):
         a, b = (footage.load(films / f"{name[:9]}.mp4") for name in (clip.name, driver))
         expected = [face.crop(p, clip.box, SIZE) for p in footage.pictures(a, b.identity, clip.first, clip.count)]
-        path, points = stages.driver_of(out, clip, driver)
+        path, points = left.driver_of(out, clip, driver)
         kept = np.stack([masks.mask(frame, SIZE) for frame in points])
         shown = truth_in_crop(clip, SIZE, films / f"{driver[:9]}.mp4").values()
         assert not any((region & ~kept).any() for region in shown)
         error = np.abs(np.stack(list(crops.read(path))).astype(int) - np.stack(expected))
         assert error.mean() < 2.5 and len(points) == clip.count  # JPEG and nothing else
-        target = np.stack(list(crops.read(stages.frames_of(out, clip)))).astype(int)
+        target = np.stack(list(crops.read(left.frames_of(out, clip)))).astype(int)
         assert np.abs(target - np.stack(expected)).mean() > 4 * error.mean()
 
 
 def test_drivers_that_were_never_recorded_say_so(out, clips):
-    clip, driver = stages.paired(out, clips)[0]
-    path, _ = stages.driver_of(out, clip, driver)
+    clip, driver = left.paired(out, clips)[0]
+    path, _ = left.driver_of(out, clip, driver)
     said = b"comment: Drawn by svdp_jax; not a recording of a real event"
     assert all(said in data for data in crops.encoded(path))
-    assert not any(said in data for data in crops.encoded(stages.frames_of(out, clip)))
+    assert not any(said in data for data in crops.encoded(left.frames_of(out, clip)))
     _, manifest = encode.read_manifest(out)
     assert all("Drawn by svdp_jax" in entry["driver_made_by"]["comment"] for entry in manifest["clips"])
     assert b"Drawn by svdp_jax" in (out / "contact_sheet.png").read_bytes()
@@ -142,8 +146,8 @@ def test_records_hold_what_was_cropped_and_masked(out, clips):
     source = records.grain.sources.ArrayRecordDataSource([str(p) for p in encode.check_files(folder, manifest)])
     target, driving, seen = layout.unpack(source[entry["first"] + 5])
     picture = np.round((np.asarray(codec.decode(target.astype(np.float32))) + 1) * 127.5)
-    assert (picture == next(crops.read(stages.frames_of(out, clip), [5]))).all()
-    path, points = stages.driver_of(out, clip, entry["driver"])
+    assert (picture == next(crops.read(left.frames_of(out, clip), [5]))).all()
+    path, points = left.driver_of(out, clip, entry["driver"])
     mask = masks.mask(points[5], SIZE)
     masked = np.round((np.asarray(codec.decode(driving.astype(np.float32))) + 1) * 127.5)
     assert (masked == face.mask_driving(next(crops.read(path, [5])), mask)).all()
@@ -280,7 +284,7 @@ def test_a_broken_video_costs_itself_alone(tmp_path, monkeypatch, capsys):
     assert "clips accepted: 0" in said and "rejected: video cannot be read: 2" in said
     page = (tmp_path / "out" / "report.html").read_text()
     assert "over the limit of 16,588,800 pixels" in page and "big.mp4" not in decoded
-    found = stages.clips(tmp_path / "out", ingest.find([str(films)]).sources)
+    found = left.clips(tmp_path / "out", ingest.find([str(films)]).sources)
     assert sorted(clip.video for clip in found) == list("012356789")
 
 
@@ -325,7 +329,7 @@ def test_any_number_of_hosts_reads_the_same_batches(out, tmp_path):
         streams = [iter(training_data(config(out), tmp_path, [*range(h * share, (h + 1) * share)])) for h in range(hosts)]
         batches = [[next(stream) for stream in streams] for _ in range(12)]
         read = [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in batches]
-        first = read if hosts == 1 else first
+        first = read if hosts == 1 else first  # noqa: F821
         assert all((a[name] == b[name]).all() for a, b in zip(first, read, strict=True) for name in a)
     shapes = {name: (part.shape, part.dtype) for name, part in first[0].items() if name != "problem"}
     latents = lambda *leading: ((4, *leading, 16, 16, 48), np.float16)
@@ -399,8 +403,8 @@ def test_training_takes_records_as_it_takes_pictures(out, tmp_path):
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "context"))
     with jax.set_mesh(mesh):
         put = lambda parts: {name: jax.numpy.asarray(part) for name, part in parts.items()}
-        ours = train.as_latents(codec, put(batch), jax.numpy.float32)
-        theirs = train.as_latents(codec, put(pictures), jax.numpy.float32)
+        ours = training.as_latents(codec, put(batch), jax.numpy.float32)
+        theirs = training.as_latents(codec, put(pictures), jax.numpy.float32)
     assert sorted(ours) == sorted(theirs)
     assert all(np.abs(ours[name] - theirs[name]).max() < 5e-3 for name in ours if name != "seen")
     # A kept pixel may be grey by chance, which only the mask knows to be kept.

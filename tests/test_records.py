@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from conftest import tiny_model, training_data
 
 from svdp_jax import config as configs
-from svdp_jax.data.writer import VideoWriter
 from svdp_jax.errors import UserError
-from conftest import tiny_model, training_data
+from svdp_jax.media.writer import VideoWriter
 
 
 def config(**data):

@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_model
 
 from svdp_jax.config import Sampling
 from svdp_jax.diffusion import flow, sampler
-from conftest import tiny_model
 
 
 def test_euler_reaches_a_single_clean_point_exactly():
@@ -26,8 +26,7 @@ def test_euler_converges_to_the_closed_form_of_gaussian_data():
         return -m + slope * (x - (1 - s) * m)
 
     errors = [
-        float(jnp.abs(sampler.euler(velocity, noise, flow.schedule(n, 1.0)) - (m + q * noise)).max())
-        for n in (25, 50, 100)
+        float(jnp.abs(sampler.euler(velocity, noise, flow.schedule(n, 1.0)) - (m + q * noise)).max()) for n in (25, 50, 100)
     ]
     assert errors[2] < 0.02
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.4)  # first order
@@ -44,7 +43,12 @@ def test_sampling_with_a_perfect_network_returns_the_truth_under_any_guidance():
         return jnp.concatenate([truth] * (len(x) // 2))
 
     out = sampler.sample(
-        network, jax.random.normal(jax.random.key(1), truth.shape), jnp.zeros((2, 1, 8)),
-        jnp.zeros((2, 8)), conditions, config, Sampling(steps=6),
+        network,
+        jax.random.normal(jax.random.key(1), truth.shape),
+        jnp.zeros((2, 1, 8)),
+        jnp.zeros((2, 8)),
+        conditions,
+        config,
+        Sampling(steps=6),
     )
     np.testing.assert_allclose(out, truth, atol=1e-4)

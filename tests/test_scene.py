@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-
-from svdp_jax.data import example, face, landmarks, paste, scene, video
-from svdp_jax.errors import UserError
 from test_face import canvas, draw, drawn_clip
 
+from svdp_jax.errors import UserError
+from svdp_jax.faces import face, landmarks, paste, scene
+from svdp_jax.media import video
+from svdp_jax.toy import example
 
 # --- pasting back
 
@@ -47,9 +48,7 @@ def test_none_takes_the_largest_centred_square(drawn):
     points = np.load(drawn.landmarks)[:6] + [20, 0]
     path = str(drawn.landmarks).replace("landmarks", "wide")
     np.save(path, points)
-    made = scene.prepare(
-        drawn.source, wide, 64, source_crop="none", driving_crop="none", landmarks=path, fps=30
-    )
+    made = scene.prepare(drawn.source, wide, 64, source_crop="none", driving_crop="none", landmarks=path, fps=30)
     assert made.box == (0, 0, 256) and made.driving.box == (30, 0, 256) and made.info.fps == 30
     frames = list(made.driver())
     np.testing.assert_array_equal(frames[3].crop, face.crop(wide[3], made.driving.box, 64))
@@ -61,7 +60,9 @@ def test_faces_are_chosen_apart_in_picture_and_video():
     clip = np.stack([image] * 3)
     middle = lambda box: box.left + box.side / 2
     for given, places in [
-        ({}, (340, 340)), ({"face": 1}, (100, 100)), ({"face": 1, "driving_face": 0}, (100, 340)),
+        ({}, (340, 340)),
+        ({"face": 1}, (100, 100)),
+        ({"face": 1, "driving_face": 0}, (100, 340)),
         ({"driving_face": 1}, (340, 100)),
     ]:
         made = scene.prepare(image, clip, 32, **given)

@@ -11,15 +11,18 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
 
-import fuzz
 from convert.__main__ import main as convert
-from svdp_jax import prompts
-from svdp_jax.data import footage, images, landmarks, records, toy, video
-from svdp_jax.data.images import read_image
 from svdp_jax.errors import UserError
+from svdp_jax.faces import landmarks
+from svdp_jax.media import images, video
+from svdp_jax.media.images import read_image
+from svdp_jax.toy import footage, person
+from svdp_jax.training import records
+from svdp_jax.weights import prompts
 
 ROOT = Path(__file__).parents[1]
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "input"}
@@ -163,7 +166,7 @@ def test_arrays_of_objects_are_refused_by_every_reader(tmp_path):
     mark = tmp_path / "ran"
     hostile = np.array([Run(mark)], object)
     np.save(tmp_path / "a.npy", hostile)
-    np.savez(tmp_path / "a.toy.npz", **{f"identity.{toy.Identity._fields[0]}": hostile})
+    np.savez(tmp_path / "a.toy.npz", **{f"identity.{person.Identity._fields[0]}": hostile})
     assert not records.readable(tmp_path / "a.npy")
     with pytest.raises(UserError, match="a.npy: no landmarks"):
         landmarks.opened(tmp_path / "a.npy", 1)
@@ -192,9 +195,7 @@ print(opened)
     secret.unlink()
     os.mkfifo(secret)  # whoever opens it waits for ever
     paths = [str(p) for p in hostile.glob("list.*")]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "x", *paths], cwd=ROOT, capture_output=True, text=True, timeout=20
-    )
+    done = subprocess.run([sys.executable, "-c", code, "x", *paths], cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 

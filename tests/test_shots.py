@@ -7,11 +7,13 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-
-from svdp_jax.data import crops, face, gates, landmarks, masks, shots, video
-from svdp_jax.data.ingest import Segment
-from svdp_jax.errors import UserError
 from test_face import canvas, draw, drawn_clip
+
+from svdp_jax.errors import UserError
+from svdp_jax.faces import face, landmarks, masks
+from svdp_jax.media import video
+from svdp_jax.preparation import crops, gates, shots
+from svdp_jax.preparation.ingest import Segment
 
 WHOLE = (Segment(),)
 
@@ -95,7 +97,11 @@ def test_sharpness_falls_with_blur_and_not_with_size():
     where = face.Face(240 + 240j, 200.0, *[0j] * 4, 1.0)
     sharp = crops.sharpness(image, where)
     assert crops.sharpness(cv2.GaussianBlur(image, (0, 0), 4), where) < 0.4 * sharp
-    assert 0.3 < crops.sharpness(cv2.resize(image, None, fx=2, fy=2), face.shifted(where, 240 + 240j)._replace(size=400)) / sharp < 1.5
+    assert (
+        0.3
+        < crops.sharpness(cv2.resize(image, None, fx=2, fy=2), face.shifted(where, 240 + 240j)._replace(size=400)) / sharp
+        < 1.5
+    )
 
 
 def test_crops_of_several_shots_in_one_pass(film, found, tmp_path):
@@ -147,7 +153,12 @@ def mesh(count=30, yaw=0.0, jitter=0.0):
     """iBUG's 68 points of a head that turns, the nose 0.3 eye distances in front of the eyes."""
     random = np.random.default_rng(0)
     points = np.full((count, 68), 120 + 160j)
-    for part, x, y, depth in ((range(36, 42), -30, -20, 0), (range(42, 48), 30, -20, 0), (range(27, 36), 0, 10, 18), (range(48, 60), 0, 40, 8)):
+    for part, x, y, depth in (
+        (range(36, 42), -30, -20, 0),
+        (range(42, 48), 30, -20, 0),
+        (range(27, 36), 0, 10, 18),
+        (range(48, 60), 0, 40, 8),
+    ):
         angle = 2j * np.pi * np.arange(len(part)) / len(part)
         points[:, part] = 120 + x * np.cos(yaw) + depth * np.sin(yaw) + 1j * (120 + y) + 7 * np.exp(angle)
     return points + jitter * (random.normal(size=points.shape) + 1j * random.normal(size=points.shape))
@@ -172,7 +183,11 @@ def test_yaw_of_landmarks(degrees):
 
 def test_providers_that_cannot_work_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    for choice, said in (("eyes", "choose windows"), ("mediapipe:x.task", "pip install"), (f"files:{tmp_path}/no", "not a folder")):
+    for choice, said in (
+        ("eyes", "choose windows"),
+        ("mediapipe:x.task", "pip install"),
+        (f"files:{tmp_path}/no", "not a folder"),
+    ):
         with pytest.raises(UserError, match=said):
             masks.check(choice)
     monkeypatch.setitem(sys.modules, "mediapipe", types.ModuleType("mediapipe"))
@@ -186,7 +201,8 @@ def test_mediapipe_is_asked_for_every_crop(tmp_path, monkeypatch):
     answers = iter([[], *[[[types.SimpleNamespace(x=0.5, y=0.25)] * 478]] * 9])
     landmarker = types.SimpleNamespace(detect=lambda image: types.SimpleNamespace(face_landmarks=next(answers)))
     vision = types.SimpleNamespace(
-        FaceLandmarkerOptions=types.SimpleNamespace, FaceLandmarker=types.SimpleNamespace(create_from_options=lambda o: landmarker)
+        FaceLandmarkerOptions=types.SimpleNamespace,
+        FaceLandmarker=types.SimpleNamespace(create_from_options=lambda o: landmarker),
     )
     fake = types.ModuleType("mediapipe")
     fake.tasks = types.SimpleNamespace(vision=vision, BaseOptions=types.SimpleNamespace)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from test_convert import CODER, SMALL
 
 from convert import networks, rules, single_file, tensors
 from convert.sd35 import SD35
 from convert.vae import VAE
-from test_convert import CODER, SMALL
 
 
 class Original(dict):
@@ -90,9 +90,7 @@ def single(tmp_path):
 
 def theirs(convert, original, *rest):
     torch = pytest.importorskip("torch", reason="diffusers' own conversion is the reference")
-    loaders = pytest.importorskip(
-        "diffusers.loaders.single_file_utils", reason="as for torch", exc_type=ImportError
-    )
+    loaders = pytest.importorskip("diffusers.loaders.single_file_utils", reason="as for torch", exc_type=ImportError)
     original = {name: torch.tensor(array) for name, array in original.items()}
     return {k: v.numpy() for k, v in getattr(loaders, convert)(original, *rest).items()}
 

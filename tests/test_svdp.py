@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import randomized, tiny_model
 from einops import rearrange
 from flax import nnx
 
 from svdp_jax import config as configs
 from svdp_jax.models import layers, svdp
 from svdp_jax.models.mmdit import PatchEmbed
-from conftest import randomized, tiny_model
 
 B, F, P, TEXT = 2, 3, 2, 3
 SHAPE = (4, 4, 48)  # latents of a 16x16 picture
@@ -32,11 +32,7 @@ def inputs():
 
 
 def conditions():
-    return {
-        "source": drawn(B, *SHAPE, seed=3),
-        "driving": drawn(B, F, *SHAPE, seed=4),
-        "past": drawn(B, P, *SHAPE, seed=5),
-    }
+    return {"source": drawn(B, *SHAPE, seed=3), "driving": drawn(B, F, *SHAPE, seed=4), "past": drawn(B, P, *SHAPE, seed=5)}
 
 
 @nnx.jit
@@ -63,8 +59,14 @@ def test_full_size_runs_in_shape():
     struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     out = jax.eval_shape(
         lambda state, *args: nnx.merge(graph, state)(*args),
-        state, frame, struct(1), struct(1, 333, 4096), struct(1, 2048),
-        struct(1, 64, 64, 16), frame, struct(1, 1, 64, 64, 16),
+        state,
+        frame,
+        struct(1),
+        struct(1, 333, 4096),
+        struct(1, 2048),
+        struct(1, 64, 64, 16),
+        frame,
+        struct(1, 1, 64, 64, 16),
     )
     assert out.shape == frame.shape and out.dtype == jnp.bfloat16
 
@@ -101,8 +103,10 @@ def test_shift_beyond_the_table_is_an_error():
 def reference_attention(layer, tokens, cond, angles):
     """VideoAttention in full mode, one query and one key at a time, in numpy."""
     tokens, cond, angles = (np.asarray(x, np.float64) for x in (tokens, cond, angles))
-    weights = {k: np.asarray(v[...], np.float64) for k, v in
-               ((".".join(map(str, p)), leaf) for p, leaf in nnx.to_flat_state(nnx.state(layer)))}
+    weights = {
+        k: np.asarray(v[...], np.float64)
+        for k, v in ((".".join(map(str, p)), leaf) for p, leaf in nnx.to_flat_state(nnx.state(layer)))
+    }
     linear = lambda name, x: x @ weights[f"{name}.kernel"] + weights[f"{name}.bias"]
     rms = lambda name, x: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weights[f"{name}.scale"]
     out = np.empty_like(tokens)
@@ -114,8 +118,7 @@ def reference_attention(layer, tokens, cond, angles):
         y = y * (1 + scale) + shift
         heads = []
         for h in range(layer.heads):
-            q, k, v = (rearrange(linear(to, y), "l (h k) -> h l k", h=layer.heads)[h]
-                       for to in ("to_q", "to_k", "to_v"))
+            q, k, v = (rearrange(linear(to, y), "l (h k) -> h l k", h=layer.heads)[h] for to in ("to_q", "to_k", "to_v"))
 
             def turned(a):
                 half = a.shape[-1] // 2
@@ -129,8 +132,7 @@ def reference_attention(layer, tokens, cond, angles):
                 p = np.exp(scores - scores.max())
                 rows.append((p / p.sum()) @ v)
             heads.append(np.stack(rows))
-        out[b] = rearrange(x + gate * linear("to_out", np.concatenate(heads, -1)),
-                           "(f n) d -> f n d", f=tokens.shape[1])
+        out[b] = rearrange(x + gate * linear("to_out", np.concatenate(heads, -1)), "(f n) d -> f n d", f=tokens.shape[1])
     return out
 
 

@@ -12,19 +12,16 @@ from torch_reference import assert_close, count_ours, count_theirs, library, por
 
 from convert.text import CLIP_L, T5, write_clip, write_t5
 from svdp_jax.models import layers
-from svdp_jax.models.text import (
-    CLIPConfig,
-    T5Config,
-    clip_g,
-    clip_l,
-    relative_buckets,
-    sd3_prompt,
-    t5_xxl,
-)
+from svdp_jax.models.text import CLIPConfig, T5Config, clip_g, clip_l, relative_buckets, sd3_prompt, t5_xxl
 
 SMALL_CLIP = CLIPConfig(
-    vocab_size=99, hidden_size=32, intermediate_size=64, projection_dim=24,
-    num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=20,
+    vocab_size=99,
+    hidden_size=32,
+    intermediate_size=64,
+    projection_dim=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=20,
 )
 CLIPS = {
     "quick gelu, largest token ends": SMALL_CLIP,
@@ -156,9 +153,7 @@ def test_prompt_equals_pipeline():
         _get_t5_prompt_embeds = Pipeline._get_t5_prompt_embeds
         encode_prompt = Pipeline.encode_prompt
 
-    text, _, pooled, _ = Stub().encode_prompt(
-        ["a", "b"], None, None, do_classifier_free_guidance=False, max_sequence_length=30
-    )
+    text, _, pooled, _ = Stub().encode_prompt(["a", "b"], None, None, do_classifier_free_guidance=False, max_sequence_length=30)
     networks = zip(models, (CLIP_L, CLIP_L, T5), configs)
     outputs = [jax.jit(ported(*network))(t) for network, t in zip(networks, tokens)]
     our_text, our_pooled = sd3_prompt(*outputs)

@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svdp_jax import toy_fit, toy_score
-from svdp_jax.data import toy
+from svdp_jax.evaluation import toy_score
+from svdp_jax.toy import fit, person, world
 
 SIZE = 32
-render = jax.jit(toy.render, static_argnums=2)
-regions = jax.jit(toy.regions, static_argnums=2)
-examples = jax.jit(jax.vmap(partial(toy.triple, frames=4, past=2, size=SIZE)))
+render = jax.jit(world.render, static_argnums=2)
+regions = jax.jit(world.regions, static_argnums=2)
+examples = jax.jit(jax.vmap(partial(world.triple, frames=4, past=2, size=SIZE)))
 
 
 @pytest.fixture(scope="module")
 def people():
     """Four identities in all styles. Pictures are mostly made four by four, since every new shape compiles."""
-    drawn = jax.vmap(toy.sample_identity)(jax.random.split(jax.random.key(0), 4))
+    drawn = jax.vmap(person.sample_identity)(jax.random.split(jax.random.key(0), 4))
     return drawn._replace(style=jnp.eye(3)[jnp.array([0, 1, 2, 0])])
 
 
@@ -28,9 +28,9 @@ def batch():
 
 def still(**fields):
     """Motions (f) of a face at rest but for the given fields, which may be (f)."""
-    rest = toy.Motion(**{name: (low + high) / 2 for name, (low, high) in toy.RANGES.items()})
+    rest = person.Motion(**{name: (low + high) / 2 for name, (low, high) in person.RANGES.items()})
     rest = rest._replace(**{"yaw": 0.2, "blink": 0.2, "mouth_open": 0.3} | fields)
-    return toy.Motion(*(jnp.asarray(field, jnp.float32) for field in jnp.broadcast_arrays(*rest)))
+    return person.Motion(*(jnp.asarray(field, jnp.float32) for field in jnp.broadcast_arrays(*rest)))
 
 
 def changed(people, **fields):
@@ -42,22 +42,22 @@ def changed(people, **fields):
 
 
 def test_samples_stay_in_their_ranges_and_fill_them():
-    motion = jax.jit(jax.vmap(lambda key: toy.sample_motion(key, 16)))(jax.random.split(jax.random.key(2), 300))
-    for name, (low, high) in toy.RANGES.items():
+    motion = jax.jit(jax.vmap(lambda key: person.sample_motion(key, 16)))(jax.random.split(jax.random.key(2), 300))
+    for name, (low, high) in person.RANGES.items():
         field = np.asarray(getattr(motion, name))
         reach = (field - low) / (high - low)
         assert field.shape == (300, 16) and reach.min() >= -1e-5 and reach.max() <= 1 + 1e-5
         assert reach.min() < 0.1 and reach.max() > 0.9
         assert np.median(np.ptp(reach, axis=1)) > 0.1, f"{name} hardly varies within a clip"
         assert reach.mean(1).std() > 0.05, f"{name} hardly varies across clips"
-    person = toy.sample_identity(jax.random.key(3))
-    assert all(0 <= field.min() and field.max() <= 1 for field in person if field.shape == (3,))
-    assert all(low <= getattr(person, name) <= high for name, (low, high) in toy.TRAITS.items())
+    someone = person.sample_identity(jax.random.key(3))
+    assert all(field.min() >= 0 and field.max() <= 1 for field in someone if field.shape == (3,))
+    assert all(low <= getattr(someone, name) <= high for name, (low, high) in person.TRAITS.items())
 
 
 def test_sequences_are_smooth_and_longer_ones_begin_alike():
-    short, long = (toy.sample_motion(jax.random.key(4), frames, fps=25.0) for frames in (10, 200))
-    for name, (low, high) in toy.RANGES.items():
+    short, long = (person.sample_motion(jax.random.key(4), frames, fps=25.0) for frames in (10, 200))
+    for name, (low, high) in person.RANGES.items():
         np.testing.assert_allclose(getattr(short, name), getattr(long, name)[:10], atol=1e-4)
         limit = 0.8 if name in ("blink", "mouth_open") else 0.25  # a blink and a syllable take a few frames
         assert np.abs(np.diff(getattr(long, name))).max() < limit * (high - low)
@@ -80,15 +80,23 @@ def test_same_key_same_example_other_key_other_example(batch):
 
 def test_every_motion_parameter_has_a_gradient(people):
     one = jax.tree.map(lambda field: field[0], people)
-    picture = lambda motion: jnp.sum(jnp.square(toy.render(one, motion, SIZE) - 0.5))
+    picture = lambda motion: jnp.sum(jnp.square(world.render(one, motion, SIZE) - 0.5))
     motion = jax.tree.map(lambda field: field[()], still(gaze_x=0.2, gaze_y=0.1, roll=0.1))
-    for name, slope in zip(toy.Motion._fields, jax.jit(jax.grad(picture))(motion)):
+    for name, slope in zip(person.Motion._fields, jax.jit(jax.grad(picture))(motion)):
         assert np.isfinite(slope) and abs(slope) > 1e-3, name
 
 
-@pytest.mark.parametrize("name, ends, region", [
-    ("gaze_x", (-1, 1), "eyes"), ("gaze_y", (-1, 1), "eyes"), ("blink", (0, 1), "eyes"), ("brow", (-1, 1), "eyes"),
-    ("mouth_open", (0, 1), "mouth"), ("mouth_width", (-1, 1), "mouth")])
+@pytest.mark.parametrize(
+    "name, ends, region",
+    [
+        ("gaze_x", (-1, 1), "eyes"),
+        ("gaze_y", (-1, 1), "eyes"),
+        ("blink", (0, 1), "eyes"),
+        ("brow", (-1, 1), "eyes"),
+        ("mouth_open", (0, 1), "mouth"),
+        ("mouth_width", (-1, 1), "mouth"),
+    ],
+)
 def test_a_feature_moves_inside_its_region_only(people, name, ends, region):
     change, masks = changed(people, **{name: ends})
     inside = getattr(masks, region).max(1)
@@ -98,7 +106,7 @@ def test_a_feature_moves_inside_its_region_only(people, name, ends, region):
 
 @pytest.mark.parametrize("name", ["yaw", "pitch", "roll", "shift_x", "shift_y", "scale"])
 def test_the_head_moves_as_a_whole(people, name):
-    change, masks = changed(people, **{name: toy.RANGES[name]})
+    change, masks = changed(people, **{name: person.RANGES[name]})
     for region in masks:
         assert ((change * region.max(1)).sum((1, 2)) > 1).all()
     assert (change[:, :4].sum((1, 2)) < 0.5 * change.sum((1, 2))).all() and (change > 0.05).mean() > 0.05
@@ -116,7 +124,7 @@ def test_driving_shows_the_regions_of_the_driver_and_nothing_else(batch):
     masks = regions(batch["driver"], batch["motion"], SIZE)
     keep = np.maximum(np.maximum(masks.eyes, masks.nose), masks.mouth) > 0
     driver = render(batch["driver"], batch["motion"], SIZE)
-    np.testing.assert_array_equal(batch["driving"][~keep], toy.GREY)
+    np.testing.assert_array_equal(batch["driving"][~keep], world.GREY)
     np.testing.assert_allclose(batch["driving"][keep], driver[keep], atol=1e-5)
     assert 0.1 < keep.mean() < 0.25
 
@@ -133,9 +141,9 @@ def test_target_and_past_are_one_sequence_of_the_source_person(batch):
 
 def test_fit_recovers_the_motion(people):
     one = jax.tree.map(lambda field: field[1], people)
-    true = jax.jit(jax.vmap(lambda key: toy.sample_motion(key, 1)))(jax.random.split(jax.random.key(5), 8))
+    true = jax.jit(jax.vmap(lambda key: person.sample_motion(key, 1)))(jax.random.split(jax.random.key(5), 8))
     true = jax.tree.map(lambda field: field[:, 0], true)
-    scores = toy_score.correlation(true, toy_fit.fit(render(one, true, SIZE), one))
+    scores = toy_score.correlation(true, fit.fit(render(one, true, SIZE), one))
     assert min(scores.values()) > 0.99, scores  # one frame of the eight gone astray shows
 
 

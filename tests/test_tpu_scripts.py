@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from svdp_jax.data import video
-from svdp_jax.data.writer import VideoWriter
+from svdp_jax.media import video
+from svdp_jax.media.writer import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tpu_scripts" / "tpu.sh"
@@ -62,7 +62,7 @@ def test_the_notebook_runs_on_a_cpu(tmp_path, portraits):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     settings = {"SVDP_CLIPS": str(clips), "SVDP_PICTURE": str(portraits / "s9.jpg"), "SVDP_STEPS": "2"}
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, env=os.environ | settings,
+        [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, env=os.environ | settings
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "result.mp4").stat().st_size > 10_000
@@ -86,9 +86,7 @@ def test_bench_prints_a_line_for_each(tmp_path):
         "        'tiny', model, data=data, sampling=sampling, dtype='float32'))\n"
     )
     command = [sys.executable, "tpu_scripts/bench.py", "--config", config, "--what=forward,train,sample,image"]
-    result = subprocess.run(
-        [*command, "--rounds=1"], cwd=ROOT, text=True, capture_output=True, env=os.environ
-    )
+    result = subprocess.run([*command, "--rounds=1"], cwd=ROOT, text=True, capture_output=True, env=os.environ)
     assert result.returncode == 0, result.stderr[-2000:]
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["what"] for line in lines] == ["forward", "train", "sample", "image"]

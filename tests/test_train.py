@@ -11,15 +11,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import randomized, tiny_model
 from flax import nnx
 
-from svdp_jax import checkpoint, config as configs, parallel, train
+from svdp_jax import config as configs, parallel, train
 from svdp_jax.animate import Animator
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.errors import UserError
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
-from conftest import randomized, tiny_model
+from svdp_jax.training import start, step as training
+from svdp_jax.weights import checkpoint
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = dataclasses.replace(tiny_model().backbone, blocks=1, dual=0)  # a third of the time to compile
@@ -33,18 +35,21 @@ def lenient_promotion():
 
 
 def tiny_config(**changes) -> configs.Config:
-    return configs.Config(**{
-        "name": "tiny",
-        "model": dataclasses.replace(tiny_model(), backbone=BACKBONE),
-        "data": configs.Data(size=16, frames=2, past=1, batch=2, threads=1),
-        "optimizer": configs.Optimizer(warmup=2),
-        "stages": (configs.Stage(steps=6, rate=2e-3), configs.Stage(steps=4, past=True, rate=1e-3)),
-        "sampling": configs.Sampling(steps=2),
-        "dtype": "float32",
-        "log_every": 1,
-        "save_every": 30,
-        "evaluate": 1,
-    } | changes)
+    return configs.Config(
+        **{
+            "name": "tiny",
+            "model": dataclasses.replace(tiny_model(), backbone=BACKBONE),
+            "data": configs.Data(size=16, frames=2, past=1, batch=2, threads=1),
+            "optimizer": configs.Optimizer(warmup=2),
+            "stages": (configs.Stage(steps=6, rate=2e-3), configs.Stage(steps=4, past=True, rate=1e-3)),
+            "sampling": configs.Sampling(steps=2),
+            "dtype": "float32",
+            "log_every": 1,
+            "save_every": 30,
+            "evaluate": 1,
+        }
+        | changes
+    )
 
 
 def config_file(folder: Path, config: configs.Config) -> Path:
@@ -112,9 +117,9 @@ def make(config):
     """The graph, a fresh state, and the step as a run calls it, so that one compiled before is found again."""
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        graph, state = train.initial_state(config, mesh)
-        codec_graph, frozen = train.load_frozen(config, mesh)
-    update = train.make_update(config, graph, codec_graph)
+        graph, state = start.initial_state(config, mesh)
+        codec_graph, frozen = start.load_frozen(config, mesh)
+    update = training.make_update(config, graph, codec_graph)
 
     def step(state, batch):
         with jax.set_mesh(mesh):
@@ -179,7 +184,7 @@ def test_past_is_zeros_in_the_first_stage_only(common):
 
 
 def test_the_rate_warms_up_and_falls_in_each_stage():
-    rate = train.rate(tiny_config())
+    rate = training.rate(tiny_config())
     assert float(rate(0)) == pytest.approx(1e-3) and float(rate(1)) > float(rate(5))
     assert float(rate(6)) == pytest.approx(1e-3)
 
@@ -244,7 +249,7 @@ def test_past_frames_matter():
 def test_what_the_driver_shows_is_counted_by_place():
     driving = np.full((1, 1, 4, 8, 3), 128, np.uint8)
     driving[..., :2, 4:, :] = 7  # the upper half of the right place
-    shown = train.seen(jax.numpy.asarray(driving), 4, np.float32)
+    shown = training.seen(jax.numpy.asarray(driving), 4, np.float32)
     assert shown[0, 0, :, :, 0].tolist() == [[0.0, 0.5]]
 
 
@@ -256,13 +261,13 @@ def test_focus_weighs_the_loss_where_the_driver_is_seen():
     losses = {}
     for focus in (0.0, 3.0):
         config = tiny_config(flow=configs.Flow(focus=focus))
-        losses[focus] = float(train.loss(halve, parts | {"text": 0, "pooled": 0}, jax.random.key(0), config, 1.0))
+        losses[focus] = float(training.loss(halve, parts | {"text": 0, "pooled": 0}, jax.random.key(0), config, 1.0))
     assert losses[3.0] == pytest.approx(4 * losses[0.0], rel=1e-5)
 
 
 def test_weight_decay_spares_biases_and_scales(common):
     weights = jax.tree.map(lambda w: w + 1.0, common[0].weights)
-    optimizer = train.make_optimizer(tiny_config(optimizer=configs.Optimizer(weight_decay=1.0, warmup=2)))
+    optimizer = training.make_optimizer(tiny_config(optimizer=configs.Optimizer(weight_decay=1.0, warmup=2)))
     still = jax.tree.map(jax.numpy.zeros_like, weights)
     updates, _ = jax.jit(lambda w: optimizer.update(still, optimizer.init(w), w))(weights)
     for name, change in checkpoint.named(updates).items():

@@ -9,15 +9,11 @@ from flax import nnx
 from torch_reference import assert_close, count_ours, count_theirs, library, ported, randomize
 
 from convert.vae import VAE, write_config
-from svdp_jax.checkpoint import named, replaced
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec, each_frame, tiled
+from svdp_jax.weights.checkpoint import named, replaced
 
-SMALL = AutoencoderConfig(
-    block_out_channels=(8, 16, 32), layers_per_block=1, latent_channels=4, norm_num_groups=4
-)
-TINY = AutoencoderConfig(
-    block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4
-)
+SMALL = AutoencoderConfig(block_out_channels=(8, 16, 32), layers_per_block=1, latent_channels=4, norm_num_groups=4)
+TINY = AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4)
 
 
 @pytest.fixture(autouse=True)
@@ -181,9 +177,7 @@ def workspace(fn, *shape):
 
 
 def test_chunks_bound_memory(local):
-    few, many = (
-        workspace(lambda x: each_frame(local.encode, x, 2), count, 32, 32, 3) for count in (4, 32)
-    )
+    few, many = (workspace(lambda x: each_frame(local.encode, x, 2), count, 32, 32, 3) for count in (4, 32))
     assert many < 1.5 * few
     assert workspace(local.encode, 32, 32, 32, 3) > 4 * many
 

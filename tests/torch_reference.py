@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from convert.rules import wanted
-from svdp_jax.checkpoint import named, replaced
+from svdp_jax.weights.checkpoint import named, replaced
 
 REASON = "PyTorch networks are the reference; install svdp_jax[reference]"
 

@@ -20,11 +20,14 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from svdp_jax import aot, parallel, train
-from svdp_jax.chips import CHIPS
+from svdp_jax import config as configs, parallel
 from svdp_jax.errors import say_errors
-from svdp_jax.flops import block_flops, forward_flops, tokens_per_frame
 from svdp_jax.models.mmdit import MMDiT
+from svdp_jax.planning import aot
+from svdp_jax.planning.chips import CHIPS
+from svdp_jax.planning.flops import block_flops, forward_flops, tokens_per_frame
+from svdp_jax.training import step as training
+from svdp_jax.weights import checkpoint
 
 # What JAX calls the devices.
 TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
@@ -51,8 +54,12 @@ def line(what: str, config, seconds: float, flops: float) -> dict:
     stats = device.memory_stats() or {}
     peak = PEAKS.get(device.device_kind)
     return {
-        "what": what, "config": config.name, "device": device.device_kind, "devices": count,
-        "seconds": round(seconds, 4), "tflop": round(flops / 1e12, 3),
+        "what": what,
+        "config": config.name,
+        "device": device.device_kind,
+        "devices": count,
+        "seconds": round(seconds, 4),
+        "tflop": round(flops / 1e12, 3),
         "mfu": round(flops / 1e12 / seconds / count / peak, 3) if peak else None,
         "peak_gib": round(stats["peak_bytes_in_use"] / aot.GIB, 2) if stats else None,
     }
@@ -71,10 +78,10 @@ def random(shapes, seed: int = 0):
 
 
 def bench_train(config, mesh, rounds: int) -> dict:
-    graph, make = train.state_maker(config, mesh)
-    codec_graph, codec = nnx.split(train.checkpoint.CODECS[config.model.codec.kind](config.model.codec))
-    frozen = train.Frozen(codec, random(aot.abstract(aot.prompt_shapes(config), mesh)))
-    update, batch = train.make_update(config, graph, codec_graph), random(aot.abstract_batch(config, mesh))
+    graph, make = training.state_maker(config, mesh)
+    codec_graph, codec = nnx.split(checkpoint.CODECS[config.model.codec.kind](config.model.codec))
+    frozen = training.Frozen(codec, random(aot.abstract(aot.prompt_shapes(config), mesh)))
+    update, batch = training.make_update(config, graph, codec_graph), random(aot.abstract_batch(config, mesh))
     held = [make(jax.random.key(0))]  # donated, so replaced
 
     def run():
@@ -87,7 +94,7 @@ def bench_train(config, mesh, rounds: int) -> dict:
 
 def bench_video(config, mesh, rounds: int, what: str) -> dict:
     dtype, clips = jnp.dtype(config.dtype), aot.sampled_clips(mesh)
-    graph, make = train.state_maker(config, mesh)
+    graph, make = training.state_maker(config, mesh)
     state = make(jax.random.key(0))
     weights = jax.tree.map(lambda w: w.astype(dtype), (state.weights, state.constants))
     del state
@@ -159,7 +166,7 @@ def main(arguments: list[str]) -> None:
     flags.DEFINE_list("what", ["forward", "train", "sample"], "What to time.", **define)
     flags.DEFINE_enum("reference", None, ["diffusers"], "Time its image model too.", **define)
     flags.DEFINE_integer("rounds", 5, "Timed runs of each.", **define)
-    config = train.parse(arguments, values)
+    config = configs.parse(arguments, values)
     parallel.start()
     mesh = parallel.make_mesh(config.mesh)
     for what in values.what:

@@ -42,9 +42,7 @@ def velocity(prediction: jax.Array, x: jax.Array, s: jax.Array, predict: str) ->
     return (x - prediction) / jnp.maximum(expand(s, x), SMALLEST)
 
 
-def loss(
-    prediction: jax.Array, x0: jax.Array, noise: jax.Array, s: jax.Array, predict: str, weight=1
-) -> jax.Array:
+def loss(prediction: jax.Array, x0: jax.Array, noise: jax.Array, s: jax.Array, predict: str, weight=1) -> jax.Array:
     """Mean squared error of the velocity, per example: (b,). `weight` is over places of x0."""
     x = noised(x0, noise, s)
     target = velocity(noise - x0 if predict == "velocity" else x0, x, s, predict)

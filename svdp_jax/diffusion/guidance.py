@@ -4,7 +4,7 @@ Level 0 knows nothing, 1 the source, 2 source and driving, 3 all with past. The
 result is u + ls (s - u) + ld (d - s) + lp (p - d), a weighted sum of the four.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,7 @@ def guided(predict: Callable, conditions: dict, weights: dict[int, float], null:
     return sum(w * branch for w, branch in zip(weights.values(), branches))
 
 
-def with_dropout(
-    predict: Callable, conditions: dict, key: jax.Array, chances: tuple[float, ...], null: str
-) -> jax.Array:
+def with_dropout(predict: Callable, conditions: dict, key: jax.Array, chances: tuple[float, ...], null: str) -> jax.Array:
     """`predict(conditions)` in training, at random levels drawn with these chances.
 
     With zeros every example has its own level. Dropped tokens change the shapes,

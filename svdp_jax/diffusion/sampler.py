@@ -1,6 +1,6 @@
 """From noise to latents: Euler steps along the guided velocity, in one scan."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,7 @@ def euler(velocity: Callable, noise: jax.Array, times: jax.Array) -> jax.Array:
 
 
 def sample(
-    model: Callable,
-    noise: jax.Array,
-    text: jax.Array,
-    pooled: jax.Array,
-    conditions: dict,
-    config: Model,
-    sampling: Sampling,
+    model: Callable, noise: jax.Array, text: jax.Array, pooled: jax.Array, conditions: dict, config: Model, sampling: Sampling
 ) -> jax.Array:
     """One segment of clean latents, b f y x c; the other shapes as in `advance`."""
     times = flow.schedule(sampling.steps, sampling.shift)

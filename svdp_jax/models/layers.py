@@ -5,7 +5,7 @@ inputs it is given, so that casting both to bfloat16 is all that mixed precision
 takes; norms and time embeddings are computed in float32 whatever the dtype.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +48,7 @@ class RMSNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    def __init__(
-        self, width: int, hidden: int, out: int, activation: Callable, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, hidden: int, out: int, activation: Callable, rngs: nnx.Rngs):
         self.linear_1 = nnx.Linear(width, hidden, rngs=rngs)
         self.linear_2 = nnx.Linear(hidden, out, rngs=rngs)
         self.activation = activation
@@ -109,8 +107,7 @@ POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=["attention"],
-        offload_src="device", offload_dst="pinned_host",
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["attention"], offload_src="device", offload_dst="pinned_host"
     ),
 }
 

@@ -83,13 +83,9 @@ class Appearance(nnx.Module):
     def __init__(self, config: LivePortraitConfig, rngs: nnx.Rngs):
         widths, self.depth = config.appearance, config.depth
         self.first = Block(conv(3, widths[0], rngs), widths[0], rngs)
-        self.down_blocks = nnx.List(
-            [Block(conv(a, b, rngs), b, rngs, halve=True) for a, b in zip(widths, widths[1:])]
-        )
+        self.down_blocks = nnx.List([Block(conv(a, b, rngs), b, rngs, halve=True) for a, b in zip(widths, widths[1:])])
         self.second = conv(widths[-1], config.channels * config.depth, rngs, kernel=1)
-        self.resblocks_3d = nnx.List(
-            [ResBlock3d(config.channels, rngs) for _ in range(config.resblocks)]
-        )
+        self.resblocks_3d = nnx.List([ResBlock3d(config.channels, rngs) for _ in range(config.resblocks)])
 
     def __call__(self, pictures: jax.Array) -> jax.Array:
         x = in_turn(pictures, self.first, *self.down_blocks, self.second)  # b y x (c z)
@@ -135,8 +131,7 @@ class MotionExtractor(nnx.Module):
         others = [[layer_norm(a, rngs), down(a, b, 2)] for a, b in zip(widths, widths[1:])]
         self.downsample_layers = nnx.List([nnx.List(pair) for pair in (first, *others)])
         self.stages = nnx.List(
-            nnx.List([ConvNeXtBlock(width, rngs) for _ in range(count)])
-            for width, count in zip(widths, config.motion_blocks)
+            nnx.List([ConvNeXtBlock(width, rngs) for _ in range(count)]) for width, count in zip(widths, config.motion_blocks)
         )
         self.norm = layer_norm(widths[-1], rngs)
         head = lambda size: nnx.Linear(widths[-1], size, rngs=rngs)
@@ -153,7 +148,7 @@ class MotionExtractor(nnx.Module):
         return Motion(
             triples(self.fc_kp(x)), triples(self.fc_exp(x)), self.fc_t(x), self.fc_scale(x),
             degrees(self.fc_pitch(x)), degrees(self.fc_yaw(x)), degrees(self.fc_roll(x)),
-        )
+        )  # fmt: skip
 
 
 def degrees(logits: jax.Array) -> jax.Array:
@@ -179,9 +174,7 @@ class Decoder(nnx.Module):
     def __init__(self, size_in: int, widths: tuple[int, ...], rngs: nnx.Rngs):
         skips = (0, *widths[-2:0:-1])  # channels of the encoder that join before each block
         pairs = zip(widths[:0:-1], skips, widths[-2::-1])
-        self.up_blocks = nnx.List(
-            [Block(Conv3d(a + skip, b, rngs, enlarge=2), b, rngs) for a, skip, b in pairs]
-        )
+        self.up_blocks = nnx.List([Block(Conv3d(a + skip, b, rngs, enlarge=2), b, rngs) for a, skip, b in pairs])
         self.size = widths[0] + size_in
         self.conv, self.norm = Conv3d(self.size, self.size, rngs), batch_norm(self.size, rngs)
 
@@ -241,9 +234,7 @@ def spots(cells: jax.Array, points: jax.Array) -> jax.Array:
     """A Gaussian around each keypoint b k 3, in cells z y x 3: b z y x k."""
     # One axis at a time: three small tables in place of a distance for every cell and keypoint.
     axes = cells[0, 0, :, 0], cells[0, :, 0, 1], cells[:, 0, 0, 2]
-    x, y, z = (
-        jnp.exp((axis[:, None] - points[:, None, :, i]) ** 2 / (-2 * HEAT)) for i, axis in enumerate(axes)
-    )
+    x, y, z = (jnp.exp((axis[:, None] - points[:, None, :, i]) ** 2 / (-2 * HEAT)) for i, axis in enumerate(axes))
     return jnp.einsum("bzk,byk,bxk->bzyxk", z, y, x)
 
 

@@ -60,9 +60,7 @@ class LPIPS(nnx.Module):
         for _, convs in self.stages:
             for channels, kernel, stride, padding in convs:
                 out = channels * config.width // WIDTH
-                self.features.append(
-                    nnx.Conv(size, out, (kernel, kernel), stride, padding=padding, rngs=rngs)
-                )
+                self.features.append(nnx.Conv(size, out, (kernel, kernel), stride, padding=padding, rngs=rngs))
                 size = out
             self.lin.append(nnx.Param(jnp.ones(size)))
 
@@ -194,9 +192,7 @@ class PReLU(nnx.Module):
 
 def conv2d(size: int, out: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
     padding = kernel // 2
-    return nnx.Conv(
-        size, out, (kernel, kernel), stride, padding=padding, use_bias=False, rngs=rngs
-    )
+    return nnx.Conv(size, out, (kernel, kernel), stride, padding=padding, use_bias=False, rngs=rngs)
 
 
 class Shortcut(nnx.Module):

@@ -8,16 +8,16 @@ kind are stacked: `dual` (a second, image-only attention), `plain`, and `last`
 Sources: Esser et al. 2024 (arXiv 2403.03206); Stability AI, SD3.5-Medium.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from svdp_jax.attention import picture_attention
 from svdp_jax.config import Backbone
 from svdp_jax.models import layers
+from svdp_jax.models.attention import picture_attention
 
 
 class Table(nnx.Variable):
@@ -46,9 +46,7 @@ class PatchEmbed(nnx.Module):
         left = (side - columns) // 2 + shift * columns
         if min(top, left) < 0 or max(top + rows, left + columns) > side:
             raise ValueError(f"{rows}x{columns} patches shifted by {shift} leave the {side}² table")
-        return rearrange(
-            self.pos_embed[top : top + rows, left : left + columns], "y x d -> (y x) d"
-        )
+        return rearrange(self.pos_embed[top : top + rows, left : left + columns], "y x d -> (y x) d")
 
 
 class TimeTextEmbed(nnx.Module):
@@ -70,14 +68,10 @@ class JointAttention(nnx.Module):
     def __init__(self, config: Backbone, rngs: nnx.Rngs, text: bool, text_out: bool):
         d, k = config.width, config.width // config.heads
         self.heads, self.kernel = config.heads, config.kernel
-        self.to_q, self.to_k, self.to_v, self.to_out = (
-            nnx.Linear(d, d, rngs=rngs) for _ in range(4)
-        )
+        self.to_q, self.to_k, self.to_v, self.to_out = (nnx.Linear(d, d, rngs=rngs) for _ in range(4))
         self.norm_q, self.norm_k = layers.RMSNorm(k), layers.RMSNorm(k)
         if text:
-            self.add_q_proj, self.add_k_proj, self.add_v_proj = (
-                nnx.Linear(d, d, rngs=rngs) for _ in range(3)
-            )
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nnx.Linear(d, d, rngs=rngs) for _ in range(3))
             self.norm_added_q, self.norm_added_k = layers.RMSNorm(k), layers.RMSNorm(k)
         if text_out:
             self.to_add_out = nnx.Linear(d, d, rngs=rngs)
@@ -125,9 +119,7 @@ class JointBlock(nnx.Module):
         if kind != "last":
             self.ff_context = layers.MLP(d, 4 * d, d, layers.gelu_tanh, rngs)
 
-    def __call__(
-        self, image: jax.Array, text: jax.Array, cond: jax.Array, attend: Callable = picture_attention
-    ):
+    def __call__(self, image: jax.Array, text: jax.Array, cond: jax.Array, attend: Callable = picture_attention):
         """Image ... n d, text ... t d, cond ... d to image and text of the same shapes.
 
         The leading dimensions are b, or b and frames of a video; those of cond may be ones.
@@ -135,9 +127,7 @@ class JointBlock(nnx.Module):
         """
         cond = jax.nn.silu(cond)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.chunks(self.norm1, cond)
-        attended, text_attended = self.attn(
-            attend, layers.modulate(image, shift, scale), self.modulated_text(text, cond)
-        )
+        attended, text_attended = self.attn(attend, layers.modulate(image, shift, scale), self.modulated_text(text, cond))
         if dual:
             second, _ = self.attn2(attend, layers.modulate(image, *dual[:2]))
             second = second * layers.over_tokens(dual[2])
@@ -184,13 +174,9 @@ class MMDiT(nnx.Module):
             setattr(self, kind, blocks)
         zeros = nnx.initializers.zeros
         self.norm_out = nnx.Linear(d, 2 * d, kernel_init=zeros, rngs=rngs)
-        self.proj_out = nnx.Linear(
-            d, config.patch**2 * config.channels, kernel_init=zeros, rngs=rngs
-        )
+        self.proj_out = nnx.Linear(d, config.patch**2 * config.channels, kernel_init=zeros, rngs=rngs)
 
-    def __call__(
-        self, latents: jax.Array, time: jax.Array, text: jax.Array, pooled: jax.Array
-    ) -> jax.Array:
+    def __call__(self, latents: jax.Array, time: jax.Array, text: jax.Array, pooled: jax.Array) -> jax.Array:
         """Predicts the velocity of noisy latents.
 
         latents: b y x c. time: (b,) in [0, 1], 1 is noise. text: b t text_width.
@@ -206,6 +192,4 @@ class MMDiT(nnx.Module):
     def head(self, tokens: jax.Array, cond: jax.Array, rows: int) -> jax.Array:
         """Tokens ... n d and cond ... d to the prediction, ... y x c."""
         scale, shift = jnp.split(self.norm_out(jax.nn.silu(cond)), 2, axis=-1)
-        return layers.unpatchify(
-            self.proj_out(layers.modulate(tokens, shift, scale)), self.patch, rows
-        )
+        return layers.unpatchify(self.proj_out(layers.modulate(tokens, shift, scale)), self.patch, rows)

@@ -15,9 +15,9 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from svdp_jax import parallel
-from svdp_jax.attention import Frames, frame_attention, video_attention
 from svdp_jax.config import Model
 from svdp_jax.models import layers
+from svdp_jax.models.attention import Frames, frame_attention, video_attention
 from svdp_jax.models.mmdit import MMDiT, kinds
 
 SOURCE_SHIFT, DRIVING_SHIFT = -1, 1  # picture widths from the centre of the table
@@ -32,10 +32,7 @@ def rotary_angles(frames: int, past: int, rows: int, columns: int, size: int) ->
     counts = (size // 2 - 2 * spatial, spatial, spatial)
     places = (jnp.arange(-past, frames), jnp.arange(rows), jnp.arange(columns))
     grid = jnp.meshgrid(*(place.astype(jnp.float32) for place in places), indexing="ij")
-    angles = [
-        axis[..., None] * 100.0 ** (-jnp.arange(count, dtype=jnp.float32) / count)
-        for axis, count in zip(grid, counts)
-    ]
+    angles = [axis[..., None] * 100.0 ** (-jnp.arange(count, dtype=jnp.float32) / count) for axis, count in zip(grid, counts)]
     return rearrange(jnp.concatenate(angles, -1), "f y x k -> f (y x) k")
 
 
@@ -52,15 +49,10 @@ class VideoAttention(nnx.Module):
     def __init__(self, config: Model, rngs: nnx.Rngs):
         d, self.heads = config.backbone.width, config.video.heads
         self.attend = partial(
-            video_attention,
-            mode=config.video.temporal,
-            scheme=config.video.scheme,
-            kernel=config.backbone.kernel,
+            video_attention, mode=config.video.temporal, scheme=config.video.scheme, kernel=config.backbone.kernel
         )
         self.norm = nnx.Linear(d, 3 * d, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.to_q, self.to_k, self.to_v, self.to_out = (
-            nnx.Linear(d, d, rngs=rngs) for _ in range(4)
-        )
+        self.to_q, self.to_k, self.to_v, self.to_out = (nnx.Linear(d, d, rngs=rngs) for _ in range(4))
         self.norm_q, self.norm_k = (layers.RMSNorm(d // self.heads) for _ in range(2))
 
     def __call__(self, tokens: jax.Array, cond: jax.Array, angles: jax.Array) -> jax.Array:

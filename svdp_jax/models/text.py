@@ -52,7 +52,7 @@ def clip_g() -> CLIPConfig:
     return CLIPConfig(
         hidden_size=1280, intermediate_size=5120, projection_dim=1280,
         num_hidden_layers=32, num_attention_heads=20, hidden_act="gelu",
-    )
+    )  # fmt: skip
 
 
 def t5_xxl() -> T5Config:
@@ -84,9 +84,7 @@ class CLIPLayer(nnx.Module):
         self.heads = config.num_attention_heads
         self.activation = ACTIVATIONS[config.hidden_act]
         self.layer_norm1, self.layer_norm2 = LayerNorm(d), LayerNorm(d)
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nnx.Linear(d, d, rngs=rngs) for _ in range(4)
-        )
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nnx.Linear(d, d, rngs=rngs) for _ in range(4))
         self.fc1 = nnx.Linear(d, config.intermediate_size, rngs=rngs)
         self.fc2 = nnx.Linear(config.intermediate_size, d, rngs=rngs)
 
@@ -177,9 +175,7 @@ class T5Encoder(nnx.Module):
     def __init__(self, config: T5Config, rngs: nnx.Rngs):
         self.config = config
         self.shared = nnx.Embed(config.vocab_size, config.d_model, rngs=rngs)
-        self.relative_attention_bias = nnx.Embed(
-            config.relative_attention_num_buckets, config.num_heads, rngs=rngs
-        )
+        self.relative_attention_bias = nnx.Embed(config.relative_attention_num_buckets, config.num_heads, rngs=rngs)
         self.block = layers.stack(lambda r: T5Block(config, r), config.num_layers, rngs)
         self.final_layer_norm = layers.RMSNorm(config.d_model)
 
@@ -192,9 +188,7 @@ class T5Encoder(nnx.Module):
 
 
 def sd3_prompt(
-    clip_l_out: tuple[jax.Array, jax.Array],
-    clip_g_out: tuple[jax.Array, jax.Array],
-    t5_out: jax.Array,
+    clip_l_out: tuple[jax.Array, jax.Array], clip_g_out: tuple[jax.Array, jax.Array], t5_out: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Joins what the three encoders return of one prompt into SD3's text and pooled prompt.
 

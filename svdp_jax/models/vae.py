@@ -9,8 +9,9 @@ Sources: Rombach et al. 2022 (arXiv 2112.10752); Stability AI, SD3 and SD3.5.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +52,11 @@ class PixelCodec(nnx.Module):
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Pictures (... y x 3) to latents (... y/factor x/factor channels)."""
-        return rearrange(
-            images, "... (y i) (x j) c -> ... y x (i j c)", i=self.factor, j=self.factor
-        )
+        return rearrange(images, "... (y i) (x j) c -> ... y x (i j c)", i=self.factor, j=self.factor)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Latents back to the very pictures that they came from."""
-        return rearrange(
-            latents, "... y x (i j c) -> ... (y i) (x j) c", i=self.factor, j=self.factor
-        )
+        return rearrange(latents, "... y x (i j c) -> ... (y i) (x j) c", i=self.factor, j=self.factor)
 
 
 class GroupNorm(nnx.Module):
@@ -104,9 +101,7 @@ class Attention(nnx.Module):
 
     def __init__(self, size: int, groups: int, rngs: nnx.Rngs):
         self.group_norm = GroupNorm(groups, size)
-        self.to_q, self.to_k, self.to_v, self.to_out = (
-            nnx.Linear(size, size, rngs=rngs) for _ in range(4)
-        )
+        self.to_q, self.to_k, self.to_v, self.to_out = (nnx.Linear(size, size, rngs=rngs) for _ in range(4))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         normed = rearrange(self.group_norm(x), "b y x d -> b (y x) 1 d")
@@ -118,9 +113,7 @@ class Attention(nnx.Module):
 class Downsample(nnx.Module):
     def __init__(self, size: int, rngs: nnx.Rngs):
         # Padded below and to the right only, as the checkpoint was trained.
-        self.conv = nnx.Conv(
-            size, size, (3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs
-        )
+        self.conv = nnx.Conv(size, size, (3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
@@ -142,9 +135,7 @@ def resnets(size_in: int, size_out: int, count: int, groups: int, rngs: nnx.Rngs
 class DownBlock(nnx.Module):
     """Residual blocks at one resolution, then half of it unless this is the last."""
 
-    def __init__(
-        self, size_in: int, size_out: int, config: AutoencoderConfig, last: bool, rngs: nnx.Rngs
-    ):
+    def __init__(self, size_in: int, size_out: int, config: AutoencoderConfig, last: bool, rngs: nnx.Rngs):
         count, groups = config.layers_per_block, config.norm_num_groups
         self.resnets = resnets(size_in, size_out, count, groups, rngs)
         self.downsamplers = nnx.List([] if last else [Downsample(size_out, rngs)])
@@ -156,9 +147,7 @@ class DownBlock(nnx.Module):
 class UpBlock(nnx.Module):
     """Residual blocks at one resolution, then twice of it unless this is the last."""
 
-    def __init__(
-        self, size_in: int, size_out: int, config: AutoencoderConfig, last: bool, rngs: nnx.Rngs
-    ):
+    def __init__(self, size_in: int, size_out: int, config: AutoencoderConfig, last: bool, rngs: nnx.Rngs):
         count, groups = config.layers_per_block + 1, config.norm_num_groups
         self.resnets = resnets(size_in, size_out, count, groups, rngs)
         self.upsamplers = nnx.List([] if last else [Upsample(size_out, rngs)])
@@ -189,9 +178,7 @@ class Encoder(nnx.Module):
         sizes, groups = config.block_out_channels, config.norm_num_groups
         pairs = list(zip((sizes[0], *sizes), sizes))
         self.conv_in = conv(3, sizes[0], rngs)
-        self.down_blocks = nnx.List(
-            [DownBlock(*pair, config, i == len(pairs) - 1, rngs) for i, pair in enumerate(pairs)]
-        )
+        self.down_blocks = nnx.List([DownBlock(*pair, config, i == len(pairs) - 1, rngs) for i, pair in enumerate(pairs)])
         self.mid_block = MidBlock(sizes[-1], groups, rngs)
         self.conv_norm_out = GroupNorm(groups, sizes[-1])
         self.conv_out = conv(sizes[-1], 2 * config.latent_channels, rngs)
@@ -209,9 +196,7 @@ class Decoder(nnx.Module):
         pairs = list(zip((sizes[0], *sizes), sizes))
         self.conv_in = conv(config.latent_channels, sizes[0], rngs)
         self.mid_block = MidBlock(sizes[0], groups, rngs)
-        self.up_blocks = nnx.List(
-            [UpBlock(*pair, config, i == len(pairs) - 1, rngs) for i, pair in enumerate(pairs)]
-        )
+        self.up_blocks = nnx.List([UpBlock(*pair, config, i == len(pairs) - 1, rngs) for i, pair in enumerate(pairs)])
         self.conv_norm_out = GroupNorm(groups, sizes[-1])
         self.conv_out = conv(sizes[-1], 3, rngs)
 
@@ -273,10 +258,7 @@ def spans(size: int, tile: int, overlap: int, factor: float) -> list[Span]:
     total = np.zeros(int(size * factor))
     for target in targets:
         total[target] += ramp
-    return [
-        Span(slice(start, start + tile), target, ramp / total[target])
-        for start, target in zip(starts, targets)
-    ]
+    return [Span(slice(start, start + tile), target, ramp / total[target]) for start, target in zip(starts, targets)]
 
 
 def tiled(fn: Callable, x: jax.Array, tile: int, overlap: int, factor: float) -> jax.Array:

@@ -22,9 +22,7 @@ LAST = (np.array([[1, 1, 0], [0, 0, 1]], np.float32), (0, 1))
 
 def convolve(x: jax.Array, kernel: jax.Array, padding="SAME") -> jax.Array:
     """Convolution of pictures by a kernel y x i o."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def convolve_enlarged(x: jax.Array, kernel: jax.Array, factor: int) -> jax.Array:
@@ -104,7 +102,5 @@ def corners(volumes: jax.Array) -> jax.Array:
     """Every cell of eight neighbours of the zero-padded volumes in one row: b n (8 c)."""
     padded = jnp.pad(volumes, ((0, 0), *[(1, 1)] * 3, (0, 0)))
     z, y, x = (extent - 1 for extent in padded.shape[1:4])
-    cells = [
-        padded[:, i : i + z, j : j + y, k : k + x] for i, j, k in itertools.product((0, 1), repeat=3)
-    ]
+    cells = [padded[:, i : i + z, j : j + y, k : k + x] for i, j, k in itertools.product((0, 1), repeat=3)]
     return rearrange(jnp.concatenate(cells, -1), "b z y x c -> b (z y x) c")

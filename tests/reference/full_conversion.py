@@ -55,14 +55,12 @@ def restore(folder: Path) -> None:
     from flax import nnx
 
     from svdp_jax import config, parallel
-    from svdp_jax.checkpoint import abstract_network, load_weights
+    from svdp_jax.weights.checkpoint import abstract_network, load_weights
 
     state = nnx.state(abstract_network(folder))
     mesh = parallel.make_mesh(config.Mesh(data=1, fsdp=8))
     shardings = parallel.parameter_shardings(state, mesh)
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, ml_dtypes.bfloat16, sharding=sharding
-    )
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, ml_dtypes.bfloat16, sharding=sharding)
     start = time.perf_counter()
     leaves = jax.tree.leaves(load_weights(folder, jax.tree.map(place, state, shardings)))
     jax.block_until_ready(leaves)

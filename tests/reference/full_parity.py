@@ -55,10 +55,7 @@ def theirs(work: Path, blocks: int, dual: int, rows: int) -> None:
             block = model.transformer_blocks[number]
             text, image = block(given["block_image"], given["block_text"], given["block_cond"])
             results |= {f"{name}_{kind}_image": image, f"{name}_{kind}_text": text}
-        out = model(
-            given["latents"].permute(0, 3, 1, 2), given["text"], given["pooled"],
-            torch.tensor([1000 * TIME]),
-        ).sample
+        out = model(given["latents"].permute(0, 3, 1, 2), given["text"], given["pooled"], torch.tensor([1000 * TIME])).sample
         results[f"{name}_model"] = out.permute(0, 2, 3, 1)
     np.savez(work / "theirs.npz", **{key: x.float().numpy() for key, x in results.items()})
 
@@ -70,7 +67,7 @@ def ours(work: Path, rows: int) -> None:
 
     from convert import networks
     from convert.sd35 import SD35
-    from svdp_jax.checkpoint import replaced
+    from svdp_jax.weights.checkpoint import replaced
 
     config, params = networks.read(work / "source", SD35, None, False)
     graph, state = nnx.split(nnx.eval_shape(lambda: SD35.build(config, nnx.Rngs(0))))
@@ -89,9 +86,7 @@ def ours(work: Path, rows: int) -> None:
             image, text = run(block, *block_inputs)
             results |= {f"{name}_{kind}_image": image, f"{name}_{kind}_text": text}
         time = jnp.array([TIME])
-        results[f"{name}_model"] = run(
-            model, given["latents"], time, given["text"], given["pooled"]
-        )
+        results[f"{name}_model"] = run(model, given["latents"], time, given["text"], given["pooled"])
     np.savez(work / "ours.npz", **{key: np.asarray(x, np.float32) for key, x in results.items()})
 
 

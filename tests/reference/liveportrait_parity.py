@@ -25,9 +25,9 @@ import torch
 from einops import rearrange
 
 import convert.__main__ as command
-from svdp_jax.checkpoint import load_network
 from svdp_jax.models import keypoints
 from svdp_jax.models.liveportrait import LivePortraitConfig
+from svdp_jax.weights.checkpoint import load_network
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)

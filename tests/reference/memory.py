@@ -21,14 +21,15 @@ from pathlib import Path
 
 from flax import nnx
 
-from svdp_jax import checkpoint
-from svdp_jax.data import video
+from svdp_jax.media import video
+from svdp_jax.weights import checkpoint
 
 sys.path.append(str(Path(__file__).parents[1]))
-from conftest import tiny_model  # noqa: E402
-from svdp_jax import config as configs  # noqa: E402
-from svdp_jax.data.writer import VideoWriter
-from svdp_jax.models.svdp import SVDP  # noqa: E402
+from conftest import tiny_model
+
+from svdp_jax import config as configs
+from svdp_jax.media.writer import VideoWriter
+from svdp_jax.models.svdp import SVDP
 
 COUNTED = """
 import sys
@@ -48,8 +49,9 @@ COUNTS = 200, 200, 2000  # the first compiles, which takes more memory than all 
 
 
 def save_model(folder: Path) -> None:
-    config = configs.Config("tiny", tiny_model(), configs.Data(size=16, frames=4, past=2), dtype="float32",
-                            sampling=configs.Sampling(steps=2))
+    config = configs.Config(
+        "tiny", tiny_model(), configs.Data(size=16, frames=4, past=2), dtype="float32", sampling=configs.Sampling(steps=2)
+    )
     _, weights, constants = nnx.split(SVDP(config.model, nnx.Rngs(0)), nnx.Param, ...)
     checkpoint.save_model(folder / "model", config, weights, constants)
 
@@ -65,8 +67,20 @@ def animate(folder: Path, clip: str, picture: str) -> None:
     peaks = []
     for count in COUNTS:
         repeat(clip, count, folder / f"{count}.mp4")
-        line = [sys.executable, "-c", COUNTED, "animate", "--source", picture, "--driving", folder / f"{count}.mp4",
-                "--checkpoint", folder, "--output", folder / f"out_{count}.mp4"]
+        line = [
+            sys.executable,
+            "-c",
+            COUNTED,
+            "animate",
+            "--source",
+            picture,
+            "--driving",
+            folder / f"{count}.mp4",
+            "--checkpoint",
+            folder,
+            "--output",
+            folder / f"out_{count}.mp4",
+        ]
         result = subprocess.run(list(map(str, line)), stdout=subprocess.PIPE, text=True, check=True)
         peaks.append(int(result.stdout.splitlines()[-1]))
         print(f"{count} frames: {peaks[-1] / 1024:.0f} MB", flush=True)
@@ -94,12 +108,14 @@ def prepare(folder: Path, *_) -> None:
 def page(folder: Path, *_) -> None:
     from gradio_client import Client, handle_file
 
-    from svdp_jax.data import example
+    from svdp_jax.toy import example
 
     drawn = example.draw(folder)
     (folder / "tmp").mkdir()
     line = [sys.executable, "-m", "svdp_jax.demo", "--checkpoint", folder]
-    server = subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": f"{folder}/tmp"})
+    server = subprocess.Popen(
+        list(map(str, line)), stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": f"{folder}/tmp"}
+    )
     try:
         url = next(word for line in server.stdout for word in line.split() if word.startswith("http"))
         for number in range(1, 101):

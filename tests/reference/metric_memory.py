@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
-from test_evaluate import landmarks, save_networks, write  # noqa: E402
+from test_evaluate import landmarks, save_networks, write
 
-from svdp_jax.data import video  # noqa: E402
-from svdp_jax.data.images import resize  # noqa: E402
+from svdp_jax.media import video
+from svdp_jax.media.images import resize
 
 COUNTED = """
 import sys
 from svdp_jax import evaluate
-from svdp_jax.data.images import resize
+from svdp_jax.media.images import resize
 sys.argv = sys.argv[1:]
 evaluate.main()
 print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])

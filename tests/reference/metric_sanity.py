@@ -10,19 +10,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from damage import DAMAGES, curve, truth  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from damage import DAMAGES, curve, truth
+from tqdm import tqdm
 
-from svdp_jax import report  # noqa: E402
+from svdp_jax.evaluation import report
 
 PEOPLE = 3
 
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 clips = {f"person {seed}": truth(seed) for seed in range(PEOPLE)}
-curves = {
-    name: {who: curve(clip, name) for who, clip in clips.items()} for name in tqdm(DAMAGES, unit="damage")
-}
+curves = {name: {who: curve(clip, name) for who, clip in clips.items()} for name in tqdm(DAMAGES, unit="damage")}
 figures = "".join(
     report.plot(f"{DAMAGES[name].metric} at {name} of {', '.join(map(str, DAMAGES[name].strengths))}", lines)
     for name, lines in curves.items()

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from flax import nnx
 
-from svdp_jax import measure, metrics
-from svdp_jax.checkpoint import NETWORKS
-from svdp_jax.clips import Folders, match
-from svdp_jax.data import video
-from svdp_jax.data.images import resize
-from svdp_jax.data.writer import VideoWriter
+from svdp_jax.evaluation import measure, metrics
+from svdp_jax.evaluation.clips import Folders, match
+from svdp_jax.media import video
+from svdp_jax.media.images import resize
+from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models.liveportrait import LivePortraitConfig, MotionExtractor
+from svdp_jax.weights.checkpoint import NETWORKS
 
 FRAMES, WHOLE = 16, 100 * 64
 SHORT = 2  # frames that the slowest metric is timed on
@@ -54,10 +54,7 @@ with tempfile.TemporaryDirectory() as folder:
     (clip,), _ = match(Folders(Path(folder, "result"), Path(folder, "reference")))
     clip = clip._replace(paths=clip.paths | {"driver": clip.paths["reference"]})
     networks = {call.network: network(call.network) for call in measure.CALLS.values()}
-    calls = {
-        name: measure.compiled(networks[call.network], call.function, call.rows)
-        for name, call in measure.CALLS.items()
-    }
+    calls = {name: measure.compiled(networks[call.network], call.function, call.rows) for name, call in measure.CALLS.items()}
     print("| metric | seconds for 16 frames, one core | minutes for 100 clips of 64 frames, two cores |\n|---|---|---|")
     for name, metric in metrics.METRICS.items():
         if name in ("gaze MAE", "eye MAE"):  # need landmarks, and next to no time

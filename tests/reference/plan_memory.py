@@ -18,8 +18,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from svdp_jax import aot, config as configs, parallel, train
-from svdp_jax.checkpoint import CODECS
+from svdp_jax import config as configs, parallel
+from svdp_jax.planning import aot
+from svdp_jax.training import step as training
+from svdp_jax.weights.checkpoint import CODECS
 
 
 def resident(peak: bool = False) -> int:
@@ -52,7 +54,7 @@ def main() -> None:
     fill = lambda x: jax.make_array_from_callback(x.shape, x.sharding, lambda at: part(x, at))
     state = jax.tree.map(fill, shapes)
     codec = nnx.state(CODECS[wanted.model.codec.kind](wanted.model.codec))
-    frozen = train.Frozen(codec, jax.tree.map(fill, aot.abstract(aot.prompt_shapes(wanted), mesh)))
+    frozen = training.Frozen(codec, jax.tree.map(fill, aot.abstract(aot.prompt_shapes(wanted), mesh)))
     batch = jax.tree.map(fill, aot.abstract_batch(wanted, mesh))
     jax.block_until_ready(compiled(state, frozen, batch))
     measured = resident(peak=True) - before

@@ -25,13 +25,14 @@ os.environ["XLA_FLAGS"] = QUICK
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+import fuzz  # noqa: E402
 import numpy as np  # noqa: E402
+from harness import STEPS, Run, differing, left, metrics, pair, state  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import fuzz  # noqa: E402
-from harness import STEPS, Run, differing, left, metrics, pair, state  # noqa: E402
-from svdp_jax import checkpoint, files  # noqa: E402
+from svdp_jax import files  # noqa: E402
 from svdp_jax.errors import UserError  # noqa: E402
+from svdp_jax.weights import checkpoint  # noqa: E402
 
 LONGEST, STEPPING = 6.0, 2.5  # seconds that a whole run takes here, about, and its steps without the start
 
@@ -128,7 +129,13 @@ def term(work: Path, count: int):
         saved = next((s for s, _ in checkpoint.run_checkpoints(run_work)), 0)
         lost = "" if code == 0 and seconds < 10 else f"return code {code} after {seconds:.1f} s"
         lost = lost or ("" if saved >= step else f"step {step} was done and {saved} is saved")
-        return {"compiling": compiling, "step": step, "saved": saved, "seconds": seconds, "lost": lost or finish(run_work, reference)}
+        return {
+            "compiling": compiling,
+            "step": step,
+            "saved": saved,
+            "seconds": seconds,
+            "lost": lost or finish(run_work, reference),
+        }
 
     results = noted(work, "term", count, once)
     slowest = max(r["seconds"] for r in results)
@@ -245,7 +252,7 @@ def damage(work: Path, count: int):
                 results.append({"lost": f"{name} {kind} was not noticed"})
             except UserError as error:
                 results.append({"lost": "" if str(copy / name) in str(error) else f"{name} {kind}: {error}"})
-    return f"each of the {len(names)} files of a checkpoint truncated, one bit flipped, deleted: noticed and named", results
+    return (f"each of the {len(names)} files of a checkpoint truncated, one bit flipped, deleted: noticed and named", results)
 
 
 def mutate(work: Path, count: int):

@@ -1,6 +1,6 @@
 """Four blocks of full width, 512 x 512, float32, two threads: ours against diffusers', in turns.
 
-    python tests/reference/speed.py     # wants a machine with nothing else to do; limit 1.25
+python tests/reference/speed.py     # wants a machine with nothing else to do; limit 1.25
 """
 
 import argparse
@@ -33,8 +33,7 @@ def main() -> None:
     torch.set_num_threads(2)
     rng = np.random.default_rng(0)
     latents, text, pooled = (
-        rng.normal(size=shape).astype(np.float32)
-        for shape in ((1, 64, 64, 16), (1, 333, 4096), (1, 2048))
+        rng.normal(size=shape).astype(np.float32) for shape in ((1, 64, 64, 16), (1, 333, 4096), (1, 2048))
     )
     fields = write_config(CONFIG)
     del fields["_class_name"]
@@ -43,10 +42,7 @@ def main() -> None:
     model = nnx.jit(lambda: MMDiT(CONFIG, nnx.Rngs(0)))()
     call = nnx.jit(lambda model, *inputs: model(*inputs))
     ours = (latents, np.array([0.5], np.float32), text, pooled)
-    runs = {
-        "diffusers": lambda: reference(*theirs),
-        "ours": lambda: jax.block_until_ready(call(model, *ours)),
-    }
+    runs = {"diffusers": lambda: reference(*theirs), "ours": lambda: jax.block_until_ready(call(model, *ours))}
     for run in runs.values():
         run()
     times = {name: [] for name in runs}

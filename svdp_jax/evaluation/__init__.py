@@ -1,0 +1,1 @@
+"""Metrics, the networks that measure for them, the clips that are compared, and the reports."""

@@ -1,0 +1,137 @@
+"""Makes the videos of an evaluation: each method animates people, one after the other, from the same crops."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from svdp_jax.animator import Animator, provenance
+from svdp_jax.errors import UserError
+from svdp_jax.evaluation import measure
+from svdp_jax.evaluation.clips import Folders
+from svdp_jax.evaluation.unseen import Clip, Portrait
+from svdp_jax.faces import face
+from svdp_jax.faces.paste import paste_turned
+from svdp_jax.media.images import write_image
+from svdp_jax.media.writer import VideoWriter
+from svdp_jax.preparation import pairs as liveportrait
+from svdp_jax.weights import shipped
+
+
+class Pair(NamedTuple):
+    """A clip that drives, and the one whose first frame is the source."""
+
+    source: Clip
+    driving: Clip
+
+
+def own(index: int, people: list[str]) -> int:
+    """Protocol self: every clip drives its own first frame."""
+    return index
+
+
+def another(index: int, people: list[str]) -> int:
+    """Protocol cross: a clip drives the next person's first frame, round and round."""
+    following = [i % len(people) for i in range(index + 1, index + len(people))]
+    other = next((i for i in following if people[i] != people[index]), None)
+    if other is None:
+        raise UserError("protocol cross needs videos of two people or more: a subfolder for each person, or one video each.")
+    return other
+
+
+PROTOCOLS: dict[str, Callable[[int, list[str]], int]] = {"self": own, "cross": another}
+
+
+def paired(clips: list[Clip], protocol: str) -> list[Pair]:
+    people = [clip.person for clip in clips]
+    return [Pair(clips[PROTOCOLS[protocol](i, people)], clip) for i, clip in enumerate(clips)]
+
+
+# Methods
+
+
+class Method(NamedTuple):
+    """Something that animates. make: from a source's and a driver's crops, a picture of that size for every frame
+    of the driver. tags: of the files, `animator.provenance`."""
+
+    name: str
+    make: Callable[[Portrait, Portrait], Iterator[np.ndarray]]
+    tags: dict[str, str]
+
+
+def trained(animator: Animator) -> Method:
+    """A model of ours."""
+
+    def make(source: Portrait, driving: Portrait) -> Iterator[np.ndarray]:
+        masked = (frame.masked[None] for frame in driving.frames())
+        return (pictures[0] for pictures in animator.generate(source.first()[None], masked))
+
+    return Method(animator.config.name, make, animator.provenance)
+
+
+def baseline(weights: Path) -> Method:
+    """LivePortrait in its own crops, its relative motion, put back into the source's crop."""
+    folder = weights / "liveportrait"
+    if not folder.is_dir():
+        raise UserError(f"--method liveportrait: {measure.no_weights('liveportrait', weights)}.")
+    reenactor = liveportrait.Reenactor.load(folder)
+
+    def make(source: Portrait, driving: Portrait) -> Iterator[np.ndarray]:
+        picture, box = source.first(), liveportrait.driving_box(driving.track.faces)
+        a, b = liveportrait.source_place(face.at(source.track, 0))
+        upright = face.warp(picture, a, b, (liveportrait.SOURCE_SIDE, liveportrait.SOURCE_SIDE))
+        seen = (face.crop(frame.crop, box, liveportrait.SIDE) for frame in driving.frames())
+        return (paste_turned(picture, a, b, frame) for frame in reenactor.reenact(upright, seen))
+
+    return Method("liveportrait", make, provenance(f"LivePortrait {shipped.fingerprint(folder)}"))
+
+
+# By the name of --method: a folder of converted networks to a method.
+BASELINES: dict[str, Callable[[Path], Method]] = {"liveportrait": baseline}
+
+
+# Videos
+
+
+def reenact(
+    methods: list[Method], pairs: list[Pair], size: int, protocol: str, folder: Path
+) -> tuple[dict[str, Folders], dict[str, dict[str, str]]]:
+    """Animates all pairs into folders of results, drivers and sources, all cropped alike, `size` pixels a side.
+
+    Returns, by the method's name, its folders, and by clip why some could not be made.
+    """
+    folders = {m.name: Folders(folder / m.name, None, folder / "driving", folder / "source") for m in methods}
+    for path in {path for each in folders.values() for path in filter(None, each)}:
+        path.mkdir(parents=True)
+    refused = {method.name: {} for method in methods}
+    for pair in tqdm(pairs, desc="Animating", unit="clip"):
+        for method in methods:
+            try:
+                animate(method, pair, size, folders[method.name])
+            except UserError as error:
+                refused[method.name][pair.driving.name] = str(error)
+    for name, reasons in refused.items():
+        if len(reasons) == len(pairs):
+            raise UserError(f"{name} could animate no clip; the first: {reasons[pairs[0].driving.name]}")
+    if protocol == "self":
+        folders = {name: each._replace(reference=each.driving, driving=None) for name, each in folders.items()}
+    return folders, refused
+
+
+def animate(method: Method, pair: Pair, size: int, folders: Folders) -> None:
+    """One pair: the crops of driver and source, unless another method made them, and the result, each whole or absent."""
+    source, driving = (clip.portrait(size) for clip in (pair.source, pair.driving))
+    name = f"{pair.driving.name}.mp4"
+    if not (folders.driving / name).exists():
+        write_image(folders.source / f"{pair.driving.name}.png", np.ascontiguousarray(source.first()))
+        write(folders.driving / name, (frame.crop for frame in driving.frames()), driving)
+    write(folders.result / name, method.make(source, driving), driving, method.tags)
+
+
+def write(path: Path, pictures: Iterator[np.ndarray], driving: Portrait, tags: dict[str, str] | None = None) -> None:
+    """With the rate and the sound of the driver."""
+    with VideoWriter(path, driving.fps, driving.sound, tags) as writer:
+        for picture in pictures:
+            writer.write(picture)

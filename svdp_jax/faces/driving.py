@@ -1,0 +1,47 @@
+"""A driving video in two passes: where its face is, then its crops and what is kept of them."""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from svdp_jax.faces import face
+from svdp_jax.media.video import read_frames
+
+
+class Driving(NamedTuple):
+    """What the first pass over a driving video leaves: all the second pass needs."""
+
+    path: str
+    track: face.Track
+    box: face.Box
+    size: int
+
+
+class DrivingFrame(NamedTuple):
+    crop: np.ndarray  # (h, w, 3) uint8, square
+    masked: np.ndarray  # the same, everything but eyes, nose and mouth grey
+    time: Fraction  # seconds
+
+
+def prepare_driving(path, size: int, pick: int = 0, progress: Callable = iter) -> Driving:
+    """First pass over a driving video: where the face is in every frame, and the clip's one crop.
+
+    `progress` wraps the stream of frames, as tqdm does.
+    """
+    found = face.track((frame.image for frame in progress(read_frames(path))), pick, name=str(path))
+    return Driving(path, found, face.crop_box(found.faces), size)
+
+
+def driving_frames(driving: Driving, masks: Callable | None = None) -> Iterator[DrivingFrame]:
+    """Second pass: the crops and their masked twins, one frame in memory at a time.
+
+    `masks` gives what is kept of the crop of a frame, by its index: windows by default.
+    """
+    windows = lambda index: face.region_mask(
+        face.in_crop(face.at(driving.track, index), driving.box, driving.size), driving.size
+    )
+    for index, frame in enumerate(read_frames(driving.path, stop=len(driving.track.found))):
+        image = face.crop(frame.image, driving.box, driving.size)
+        yield DrivingFrame(image, face.mask_driving(image, (masks or windows)(index)), frame.time)

@@ -1,0 +1,133 @@
+"""What an animation is made from: a picture and a driver, their faces found, cropped and masked.
+
+Nothing here needs a network, so a scene can be looked at before anything is computed.
+"""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from svdp_jax.errors import UserError
+from svdp_jax.faces import face as faces, landmarks as points
+from svdp_jax.faces.driving import Driving, DrivingFrame, driving_frames, prepare_driving
+from svdp_jax.faces.paste import paste
+from svdp_jax.media import video
+from svdp_jax.media.images import enlarged, read_image, side_by_side
+
+CROPS = ("auto", "none")
+FPS = Fraction(25)  # of pictures that come without a rate
+
+
+def quietly(items, **about):
+    """In place of a progress bar."""
+    return items
+
+
+class Take(NamedTuple):
+    """One finished frame beside what it was made from; all (size, size, 3) uint8."""
+
+    made: np.ndarray
+    crop: np.ndarray
+    masked: np.ndarray
+    time: Fraction  # seconds
+
+
+class Scene(NamedTuple):
+    picture: np.ndarray  # (h, w, 3) uint8, whole
+    box: faces.Box  # the portrait in it
+    source: np.ndarray  # (size, size, 3) uint8, that portrait
+    driving: Driving
+    points: np.ndarray | None  # (f, k) complex pixels, where a landmark file gives them
+    info: video.VideoInfo  # of the driving video
+
+    def driver(self) -> Iterator[DrivingFrame]:
+        """The driving frames, cropped and masked, one in memory at a time."""
+        mask = lambda index: points.region_mask(self.points[index], self.driving.box, self.driving.size)
+        return driving_frames(self.driving, None if self.points is None else mask)
+
+    def shown(self, take: Take, compare: bool = False, paste_back: bool = False) -> np.ndarray:
+        """The result as it is written: alone or beside what it was made from, enlarged where it is
+        small; where pasted back, the whole picture at its own size."""
+        made = paste(self.picture, self.box, take.made) if paste_back else enlarged(take.made)
+        if not compare:
+            return made
+        return side_by_side([*map(enlarged, (self.source, take.crop, take.masked)), made])
+
+
+def prepare(
+    source,
+    driving,
+    size: int,
+    *,
+    face: int = 0,
+    driving_face: int | None = None,
+    source_crop: str = "auto",
+    driving_crop: str = "auto",
+    landmarks=None,
+    fps: Fraction = FPS,
+    show: Callable = quietly,
+) -> Scene:
+    """Finds, crops and masks what an animation needs. UserError where there is no face.
+
+    source: a picture, as a path or (h, w, 3) uint8. driving: a video, as a path or pictures
+    (f, h, w, 3) uint8 at `fps`. size: of the crops in pixels. face: which face of the picture, 0
+    being the largest; driving_face: which of the video, the same by default. source_crop and
+    driving_crop: "auto" crops around the face, "none" takes the largest centred square, as of
+    portraits that are cropped already. landmarks: a file of the driver's, `faces.landmarks`.
+    show: wraps the stream of driving frames, as tqdm does.
+    """
+    for crop in (source_crop, driving_crop):
+        if crop not in CROPS:
+            raise UserError(f"{crop!r} is no way to crop; choose one of {', '.join(CROPS)}.")
+    picture = source_picture(source)
+    box = square(picture) if source_crop == "none" else faces.source_box(picture, face, named(source))
+    clip = as_clip(driving, fps)
+    info = video.probe(clip)
+    progress = partial(show, total=info.frames, desc="Following the face", unit="frame")
+    pick = face if driving_face is None else driving_face
+    followed = follow(clip, info, size, pick, driving_crop, landmarks, progress)
+    return Scene(picture, box, faces.crop(picture, box, size), *followed, info)
+
+
+def source_picture(source) -> np.ndarray:
+    """(h, w, 3) uint8 of a path, or such an array itself."""
+    return check(source, 3) if isinstance(source, np.ndarray) else read_image(source)
+
+
+def as_clip(driving, fps: Fraction):
+    """A path as it is; pictures as a `video.Clip`."""
+    if isinstance(driving, (np.ndarray, list, tuple)):
+        return video.Clip(check(np.asarray(driving), 4), Fraction(fps))
+    return driving
+
+
+def check(array: np.ndarray, dimensions: int) -> np.ndarray:
+    if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
+        wanted = "(h, w, 3)" if dimensions == 3 else "(f, h, w, 3)"
+        raise UserError(f"an array of {array.dtype} {array.shape} was given; pictures are uint8 {wanted}.")
+    return array
+
+
+def named(source) -> str:
+    return "the picture" if isinstance(source, np.ndarray) else str(source)
+
+
+def square(picture: np.ndarray) -> faces.Box:
+    """The largest centred one."""
+    h, w = picture.shape[:2]
+    return faces.Box((w - min(h, w)) // 2, (h - min(h, w)) // 2, min(h, w))
+
+
+def follow(clip, info: video.VideoInfo, size, pick, crop, landmarks, progress) -> tuple:
+    """First pass over the driving video: a Driving, and the points of a landmark file or None."""
+    if landmarks is None:
+        given, driving = None, prepare_driving(clip, size, pick, progress)
+    else:
+        given, track = points.read(landmarks, info.frames)
+        driving = Driving(clip, track, faces.crop_box(track.faces), size)
+    if crop == "none":
+        driving = driving._replace(box=square(next(video.read_frames(clip, stop=1)).image))
+    return driving, given

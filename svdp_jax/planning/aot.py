@@ -1,0 +1,153 @@
+"""Compiles the train step and the sampler for devices that need not be there, and tells their memory."""
+
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from svdp_jax import config as configs, parallel
+from svdp_jax.diffusion import sampler
+from svdp_jax.errors import UserError
+from svdp_jax.planning.flops import text_tokens
+from svdp_jax.training import step
+from svdp_jax.weights.checkpoint import CODECS
+
+GIB = 1 << 30
+
+# The compiler's names of generations, and what else it must be told.
+GENERATIONS = {
+    "v4": ("v4", {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}),
+    "v5p": ("v5", {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}),
+    "v5e": ("v5e", {}),
+    "v6e": ("v6e", {}),
+}
+
+
+def slice_devices(topology: str) -> list:
+    """The chips of a slice such as v4:2x2x4, for the compiler only. UserError where it cannot be."""
+    generation, _, shape = topology.partition(":")
+    if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        known = ", ".join(GENERATIONS)
+        raise UserError(f"{topology!r} is no TPU slice; write one such as v4:2x2x4, of {known}.")
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{generation}-8")
+    from jax.experimental import topologies
+
+    name, more = GENERATIONS[generation]
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}", num_slices=1, **more)
+    except Exception as error:  # whatever the plugin raises
+        if "libtpu" in str(error).lower() or "plugin" in str(error).lower():
+            raise UserError("the TPU compiler is missing; `pip install svdp_jax[tpu]`.") from None
+        raise UserError(f"the compiler knows no slice {topology}: {str(error).splitlines()[0]}") from None
+    return found.devices
+
+
+def abstract(tree, mesh: jax.sharding.Mesh, *dimensions: str):
+    """Shapes in place of arrays, with their layout."""
+    layout = parallel.sharding(mesh, *dimensions)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
+
+
+def abstract_batch(config: configs.Config, mesh) -> dict:
+    d = config.data
+    leading = {"source": (), "past": (d.past,), "target": (d.frames,), "driving": (d.frames,)}
+    return {
+        name: jax.ShapeDtypeStruct(
+            (d.batch, *frames, d.size, d.size, 3), jnp.uint8, sharding=parallel.sharding(mesh, *parallel.batch_dimensions(name))
+        )
+        for name, frames in leading.items()
+    }
+
+
+def abstract_state(config: configs.Config, mesh):
+    """The network's graph, and the training state as shapes with their layout."""
+    graph, make = step.state_maker(config, mesh)
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    layouts = parallel.parameter_shardings(shapes, mesh)
+    place = lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+    return graph, jax.tree.map(place, shapes, layouts)
+
+
+def compile_train(config: configs.Config, mesh):
+    """The compiled train step, and its abstract state."""
+    graph, state = abstract_state(config, mesh)
+    codec = nnx.eval_shape(lambda: CODECS[config.model.codec.kind](config.model.codec))
+    codec_graph, codec = nnx.split(codec)
+    frozen = abstract(step.Frozen(codec, prompt_shapes(config)), mesh)
+    update = step.make_update(config, graph, codec_graph)
+    with jax.set_mesh(mesh):
+        return update.lower(state, frozen, abstract_batch(config, mesh)).compile(), state
+
+
+def sampled_clips(mesh) -> int:
+    """How many clips the sampler makes at once, so that its four branches fill the mesh."""
+    return max(1, mesh.shape["data"] * mesh.shape["fsdp"] // 4)
+
+
+def abstract_latents(config: configs.Config, clips: int, layout=None) -> dict:
+    """Noise and conditions of one segment of so many clips, as shapes."""
+    d, c = config.data, config.model.codec.factor
+    latent = (d.size // c, d.size // c, config.model.backbone.channels)
+    leading = {"noise": (d.frames,), "source": (), "driving": (d.frames,), "past": (d.past,)}
+    return {
+        name: jax.ShapeDtypeStruct((clips, *frames, *latent), jnp.dtype(config.dtype), sharding=layout)
+        for name, frames in leading.items()
+    }
+
+
+def segment_sampler(config: configs.Config, graph: nnx.GraphDef):
+    """One segment: ((weights, constants), latents as above, text b t w, pooled b w) to latents."""
+
+    def segment(weights, latents, text, pooled):
+        network = nnx.merge(graph, parallel.gathered(weights[0]), weights[1])
+        conditions = {name: x for name, x in latents.items() if name != "noise"}
+        return sampler.sample(network, latents["noise"], text, pooled, conditions, config.model, config.sampling)
+
+    return segment
+
+
+def compile_sample(config: configs.Config, mesh):
+    """The compiled sampler of one segment, all steps, weights in the config's dtype."""
+    clips, dtype = sampled_clips(mesh), jnp.dtype(config.dtype)
+    graph, state = abstract_state(config, mesh)
+    weights = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), (state.weights, state.constants)
+    )
+    text, pooled = (jax.ShapeDtypeStruct((clips, *x.shape), dtype) for x in prompt_shapes(config))
+    segment = jax.jit(segment_sampler(config, graph))
+    with jax.set_mesh(mesh):
+        return segment.lower(weights, abstract_latents(config, clips), text, pooled).compile()
+
+
+def prompt_shapes(config: configs.Config) -> tuple:
+    """Text (t, w) and pooled (w,), as shapes: the prompt's file need not be there yet."""
+    b, t = config.model.backbone, text_tokens(config)
+    sizes = (t, b.text_width), (b.pooled_width,)
+    return tuple(jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes)
+
+
+def bytes_of(tree) -> int:
+    """Bytes on one chip of abstract arrays with layouts."""
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape), initial=1)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def memory(compiled, state: step.State | None = None) -> dict[str, float]:
+    """GiB on a chip by kind. `peak` is the compiler's figure for all at once."""
+    stats = compiled.memory_analysis()
+    kinds = {}
+    if state is not None:
+        kinds = {
+            "parameters": bytes_of((state.weights, state.constants)),
+            "optimizer": bytes_of(state.optimizer),
+            "moving average": bytes_of(state.average),
+        }
+    kinds["other inputs"] = stats.argument_size_in_bytes - sum(kinds.values())
+    total = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    kinds["outputs"] = total - stats.argument_size_in_bytes
+    kinds["activations and scratch"] = stats.temp_size_in_bytes
+    kinds["peak"] = total + stats.temp_size_in_bytes
+    return {kind: size / GIB for kind, size in kinds.items()}

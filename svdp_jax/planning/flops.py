@@ -1,0 +1,54 @@
+"""The work of the network, by our own count: 2 per multiplication and addition in a matrix product.
+
+The compiler's count knows nothing of what attention kernels do.
+"""
+
+from svdp_jax import config as configs
+from svdp_jax.weights.prompts import LENGTH
+
+
+def forward_flops(config: configs.Config) -> dict[str, float]:
+    """Of one clip, by part, with tokens for every condition."""
+    model, data = config.model, config.data
+    b, t = model.backbone, text_tokens(config)
+    temporal, f, n = model.video.temporal, data.frames, tokens_per_frame(config)
+    p = data.past if temporal != "none" else 0
+    streams = ((f, 3 * n), (p, n))  # frames, and image tokens in each
+    frames, video = f + p, (f + p) * n
+    seen = {"full": video**2, "factorized": frames**2 * n, "none": 0}[temporal]
+    return block_flops(b, streams, t) | {
+        "video projections": 2 * 4 * b.width**2 * video * b.blocks * (temporal != "none"),
+        "video attention": 4 * b.width * seen * b.blocks,
+        "embeddings": embedding_flops(config, sum(count * length for count, length in streams), f * n, t),
+    }
+
+
+def tokens_per_frame(config: configs.Config) -> int:
+    return (config.data.size // config.model.codec.factor // config.model.backbone.patch) ** 2
+
+
+def block_flops(b: configs.Backbone, streams: tuple, t: int) -> dict[str, float]:
+    """Of the backbone's blocks, on streams of so many frames with so many image tokens each."""
+    d, frames = b.width, sum(count for count, _ in streams)
+    tokens = sum(count * length for count, length in streams)
+    scores = lambda extra: sum(count * (length + extra) ** 2 for count, length in streams)
+    return {
+        "image stream": 2 * 12 * d**2 * tokens * b.blocks,
+        "text stream": 2 * d**2 * t * frames * (12 * (b.blocks - 1) + 3),
+        "joint attention": 4 * d * scores(t) * b.blocks,
+        "attn2 projections": 2 * 4 * d**2 * tokens * b.dual,
+        "attn2 attention": 4 * d * scores(0) * b.dual,
+    }
+
+
+def embedding_flops(config: configs.Config, tokens: int, outputs: int, text: int) -> float:
+    """Of patches in and out, text, time, and the modulation (AdaLN) of every block."""
+    b = config.model.backbone
+    d, patch = b.width, b.patch**2 * b.channels
+    chunks = 12 * b.blocks + 3 * b.dual - 4 + 3 * b.blocks * (config.model.video.temporal != "none") + 2
+    once = d * (256 + d + b.pooled_width + d) + chunks * d**2
+    return 2 * (patch * d * (tokens + outputs) + text * b.text_width * d + once)
+
+
+def text_tokens(config: configs.Config) -> int:
+    return LENGTH if config.prompt else 1

@@ -1,0 +1,181 @@
+"""What would fail after an hour fails here, within seconds and before anything is compiled.
+
+Each check yields sentences, every one a problem with its fix; all are told at once.
+"""
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from flax import nnx
+from packaging.requirements import Requirement
+
+from svdp_jax import config as configs, parallel
+from svdp_jax.errors import UserError
+from svdp_jax.files import read_manifest
+from svdp_jax.media import video
+from svdp_jax.models.mmdit import MMDiT
+from svdp_jax.models.svdp import SVDP
+from svdp_jax.models.vae import Autoencoder, AutoencoderConfig
+from svdp_jax.preparation import encode
+from svdp_jax.training import records, runs
+from svdp_jax.weights import checkpoint
+from svdp_jax.weights.prompts import load_prompt
+
+LOOKED_AT = 3  # videos of a folder; to read all of them would take longer than a start may
+MOMENTS = 2  # of AdamW, each as large as the weights
+SPARE = 1.1  # of the disk, beside what is known to be written
+
+
+def check(config: configs.Config, workdir: Path, force: bool = False) -> None:
+    """Raises UserError with all that keeps a run from starting. force: another run's folder will do."""
+    checks = [versions(), devices(config), weights(config), prompt(config), data(config), disk(config, workdir)]
+    problems = [problem for found in checks for problem in found]
+    problems += [] if force or problems else runs.changes(workdir, config)
+    if len(problems) > 1:
+        raise UserError("\n  - ".join([f"{len(problems)} problems, and nothing was started:", *problems]))
+    if problems:
+        raise UserError(problems[0])
+
+
+def versions() -> Iterator[str]:
+    """Libraries older than those that the package was made for."""
+    try:
+        lines = importlib.metadata.requires("svdp_jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        return  # run from its sources; what it needs is then not written down
+    for requirement in map(Requirement, lines):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        there = importlib.metadata.version(requirement.name)
+        if not requirement.specifier.contains(there, prereleases=True):
+            yield f"{requirement.name} is {there}, and {requirement} is needed: pip install '{requirement}'."
+
+
+def devices(config: configs.Config) -> Iterator[str]:
+    """Devices that are not those of the config, or do not divide the batch or the frames."""
+    try:
+        parallel.need(config.topology)
+        mesh = parallel.make_mesh(config.mesh)
+    except UserError as error:
+        yield str(error)
+        return
+    d, rows = config.data, mesh.shape["data"] * mesh.shape["fsdp"]
+    micro = d.batch // config.optimizer.accumulate
+    if micro % rows:
+        yield (
+            f"config.data.batch={d.batch} in {config.optimizer.accumulate} micro-batches does not divide over "
+            f"{rows} devices (mesh.data x mesh.fsdp); make it a multiple of {rows * config.optimizer.accumulate}, "
+            "or set config.mesh."
+        )
+    for name, count in (("frames", d.frames), ("past", d.past)):
+        if count % mesh.shape["context"]:
+            yield f"config.data.{name}={count} does not divide over mesh.context={mesh.shape['context']}; change one."
+    network = nnx.state(abstract_model(config))
+    places = checkpoint.named(parallel.parameter_shardings(network, mesh))
+    for name, leaf in checkpoint.named(network).items():
+        try:
+            places[name].shard_shape(leaf.shape)
+        except ValueError:
+            yield f"parameter {name} of shape {leaf.shape} does not divide over {dict(mesh.shape)}; set config.mesh."
+            return
+
+
+def abstract_model(config: configs.Config) -> SVDP:
+    """The network with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0)))
+
+
+def weights(config: configs.Config) -> Iterator[str]:
+    """Folders of weights that are absent, cut off, or another network's."""
+    if config.start:
+        make = lambda: SVDP(config.model, nnx.Rngs(0))
+        yield from folder_of(checkpoint.model_folder(Path(config.start)), "config.start", make, "svdp_jax.train")
+    if config.backbone:
+        make = lambda: MMDiT(config.model.backbone, nnx.Rngs(0))
+        yield from folder_of(config.backbone, "config.backbone", make)
+    codec = config.model.codec
+    if codec.kind == "sd3" and not codec.weights:
+        yield "config.model.codec.weights must name the folder of the converted autoencoder."
+    elif codec.kind == "sd3":
+        make = lambda: Autoencoder(AutoencoderConfig(), nnx.Rngs(0))
+        yield from folder_of(codec.weights, "config.model.codec.weights", make)
+
+
+def folder_of(name, field: str, make, maker: str = "convert") -> Iterator[str]:
+    """Sizes and shapes alone are looked at; checksums follow when the weights are loaded."""
+    folder = Path(name)
+    if not folder.is_dir():
+        yield f"{field}={name} is not a folder; make it with `python -m {maker}`."
+        return
+    try:
+        checkpoint.about(folder)
+        for file, entry in read_manifest(folder).items():
+            if not (folder / file).is_file() or (folder / file).stat().st_size != entry["bytes"]:
+                yield f"{folder / file} is missing or cut off; make or fetch {folder} again."
+                return
+        wanted = checkpoint.named(nnx.state(nnx.eval_shape(make)))
+        faults = checkpoint.misfits(wanted, checkpoint.stored_arrays(folder / "params"))
+        if faults:
+            yield f"{field}={name} does not fit config.model: {'; '.join(faults)}; name the right folder."
+    except UserError as error:
+        yield str(error)
+
+
+def prompt(config: configs.Config) -> Iterator[str]:
+    """An encoded prompt that is absent or another backbone's."""
+    if not config.prompt:
+        return
+    backbone = config.model.backbone
+    try:
+        text, pooled = load_prompt(Path(config.prompt))
+    except UserError as error:
+        yield str(error)
+        return
+    widths, wanted = (text.shape[-1], pooled.shape[-1]), (backbone.text_width, backbone.pooled_width)
+    if widths != wanted:
+        yield f"config.prompt={config.prompt} has widths {widths} and the backbone {wanted}; encode it again."
+
+
+def data(config: configs.Config) -> Iterator[str]:
+    """A data folder that is absent, empty, or unreadable from the first file on."""
+    try:
+        if config.data.source == "records":
+            encode.check_files(*encode.read_manifest(Path(config.data.path)))
+        if config.data.source == "videos":
+            yield from unreadable(records.videos(config.data)[:LOOKED_AT], config.data.path)
+    except UserError as error:
+        yield str(error)
+
+
+def unreadable(paths: list[Path], folder: str) -> Iterator[str]:
+    """A sentence if none of these videos can be read; a few bad ones are left out of training."""
+    reasons = []
+    for path in paths:
+        try:
+            next(video.read_frames(path))
+            return
+        except UserError as error:
+            reasons.append(str(error))
+    yield f"none of the first {len(paths)} videos of config.data.path={folder} can be read: {reasons[0]}"
+
+
+def disk(config: configs.Config, workdir: Path) -> Iterator[str]:
+    """A work folder that cannot be made or written, or whose disk has no room for the checkpoints."""
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield f"{there} cannot be written, so there can be no {workdir}; name another --workdir."
+        return
+    size = sum(4 * leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_model(config))))
+    saved = len(list(checkpoint.run_checkpoints(workdir)))
+    # Every checkpoint has weights, their average and the moments; the model at the end is one more average.
+    wanted = SPARE * size * ((2 + MOMENTS) * max(config.keep + 1 - saved, 1) + 1)
+    free = shutil.disk_usage(there).free
+    if free < wanted:
+        yield (
+            f"{there} has {free / 2**30:.1f} GiB free, and {config.keep} checkpoints and the model need "
+            f"{wanted / 2**30:.1f} GiB; make room, name another --workdir, or set config.keep."
+        )

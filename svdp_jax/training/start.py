@@ -1,0 +1,34 @@
+"""What a run starts from: fresh weights or another run's, and what it reads and never changes."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from svdp_jax import config as configs, parallel
+from svdp_jax.training.step import Frozen, State, state_maker
+from svdp_jax.weights import checkpoint
+from svdp_jax.weights.prompts import prompt_of
+
+
+def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
+    """A fresh state on the mesh, with the weights of the folder that the config names, if it does."""
+    graph, make = state_maker(config, mesh)
+    state = make(jax.random.key(config.seed))
+    weights, constants = state.weights, state.constants
+    if not (config.start or config.backbone):
+        return graph, state
+    if config.start:
+        weights, constants = checkpoint.load_parts(checkpoint.model_folder(Path(config.start)), weights, constants)
+    else:
+        image = checkpoint.load_parts(Path(config.backbone), weights["image"], constants["image"])
+        for part, loaded in zip((weights, constants), image):
+            part["image"] = loaded
+    return graph, state._replace(weights=weights, constants=constants, average=jax.tree.map(jnp.copy, weights))
+
+
+def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:
+    """The codec's graph, and what is frozen, whole on every device."""
+    graph, weights = nnx.split(checkpoint.load_codec(config.model.codec))
+    return graph, jax.device_put(Frozen(weights, prompt_of(config)), parallel.sharding(mesh))

@@ -1,0 +1,189 @@
+"""The training step, pure: what a run knows (`State`), the loss of a batch, and the update of the state.
+
+A batch of uint8 pictures or of records becomes latents, a loss and a new state; nothing here reads a file,
+so that `planning` compiles just what `svdp_jax.train` runs.
+"""
+
+from collections import defaultdict
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from einops import pack, rearrange, reduce, unpack
+from flax import nnx
+
+from svdp_jax import config as configs, parallel
+from svdp_jax.diffusion import flow, guidance
+from svdp_jax.faces import face
+from svdp_jax.models.svdp import SVDP
+from svdp_jax.models.vae import each_frame, from_uint8
+from svdp_jax.weights import checkpoint
+
+
+class State(NamedTuple):
+    """All that a run knows. Weights are nnx states, float32; `average` is their moving average."""
+
+    step: jax.Array
+    weights: nnx.State
+    average: nnx.State
+    constants: nnx.State
+    optimizer: optax.OptState
+
+
+def rate(config: configs.Config) -> optax.Schedule:
+    """Learning rate by step: a cosine from peak to end in each stage, after one warm-up."""
+    pieces = [optax.cosine_decay_schedule(stage.rate, stage.steps, stage.final_rate / stage.rate) for stage in config.stages]
+    staged = optax.join_schedules(pieces, configs.stage_ends(config)[:-1])
+    warmup = optax.linear_schedule(1 / config.optimizer.warmup, 1, config.optimizer.warmup - 1)
+    return lambda step: staged(step) * warmup(step)
+
+
+def make_optimizer(config: configs.Config) -> optax.GradientTransformation:
+    o = config.optimizer
+    named = lambda path, _: parallel.parameter_name(path).endswith("kernel")
+    kernels = lambda weights: jax.tree_util.tree_map_with_path(named, weights)
+    adamw = optax.adamw(rate(config), o.beta1, o.beta2, weight_decay=o.weight_decay, mask=kernels, mu_dtype=o.moment)
+    return optax.chain(optax.clip_by_global_norm(o.clip), adamw)
+
+
+def state_maker(config: configs.Config, mesh: jax.sharding.Mesh):
+    """The network's graph, and a function from a random key to a fresh State, jitted for the mesh.
+
+    The optimizer's moments lie as their weights do.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0))))
+
+    def make(key):
+        _, weights, constants = nnx.split(SVDP(config.model, nnx.Rngs(key)), nnx.Param, ...)
+        average = jax.tree.map(jnp.copy, weights)
+        optimizer = make_optimizer(config).init(weights)
+        return State(jnp.zeros((), jnp.int32), weights, average, constants, optimizer)
+
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return graph, jax.jit(make, out_shardings=parallel.parameter_shardings(shapes, mesh))
+
+
+class Frozen(NamedTuple):
+    """What training reads and never changes: the codec's weights, and the prompt (t w), (w,)."""
+
+    codec: nnx.State
+    prompt: tuple[jax.Array, jax.Array]
+
+
+def seen(driving: jax.Array, factor: int, dtype) -> jax.Array:
+    """How much of each latent's place the driver (b f y x 3, uint8) shows: b f y x 1."""
+    shown = (driving != face.GREY).any(-1, keepdims=True).astype(dtype)
+    return reduce(shown, "b f (y i) (x j) c -> b f y x c", "mean", i=factor, j=factor)
+
+
+def encode(codec, batch: dict, dtype) -> dict:
+    """Parts of uint8 pictures (b ... y x 3) as latents. The codec's weights are cast to dtype."""
+    graph, weights = nnx.split(codec)
+    weights = jax.tree.map(lambda w: w.astype(dtype), weights)
+
+    def local(weights, batch):
+        run = lambda frame: nnx.merge(graph, weights).encode(from_uint8(frame, dtype))
+        frames, shapes = pack(list(batch.values()), "* y x c")
+        return dict(zip(batch, unpack(each_frame(run, frames, codec.at_once), shapes, "* y x c")))
+
+    return parallel.per_device(local, weights, batch)
+
+
+def as_latents(codec, batch: dict, dtype) -> dict:
+    """All parts as latents, and `seen`; records hold just these, pictures are encoded."""
+    if batch["target"].dtype != jnp.uint8:
+        parts = {name: part.astype(dtype) for name, part in batch.items()}
+        return parts | {"seen": parts["seen"] / 255}
+    return encode(codec, batch, dtype) | {"seen": seen(batch["driving"], codec.factor, dtype)}
+
+
+def loss(model, batch: dict, key: jax.Array, config: configs.Config, real_past) -> jax.Array:
+    """Mean flow-matching loss of a batch of latents; `real_past` is 0 where past frames are zeros.
+
+    batch: conditions and target as latents, text, pooled, and `seen` (b f y x 1).
+    """
+    keys = jax.random.split(key, 3)
+    x0 = batch["target"]  # b f y x c
+    noise = jax.random.normal(keys[0], x0.shape, x0.dtype)
+    s = flow.sample_times(keys[1], len(x0), config.flow)
+    conditions = {name: batch[name] for name in guidance.CONDITIONS}
+    conditions["past"] *= real_past
+    x, text, pooled = flow.noised(x0, noise, s), batch["text"], batch["pooled"]
+    predict = lambda kept: model(x, s, text, pooled, policy=config.remat, **kept)
+    prediction = guidance.with_dropout(predict, conditions, keys[2], config.flow.dropout, config.model.video.null)
+    weight = 1 + config.flow.focus * batch["seen"]
+    return flow.loss(prediction, x0, noise, s, config.model.predict, weight).mean()
+
+
+def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
+    """The loss of a batch of uint8 pictures or of records, computed in the config's dtype.
+
+    Takes weights, constants, frozen, batch, key, and 1 or 0 for past frames that are real or zeros.
+    """
+    dtype = jnp.dtype(config.dtype)
+
+    def batch_loss(weights, constants, frozen, batch, key, real_past):
+        weights, constants = jax.tree.map(lambda w: w.astype(dtype), (weights, constants))
+        latents = as_latents(nnx.merge(codec_graph, frozen.codec), batch, dtype)
+        b = len(latents["target"])
+        text, pooled = (jnp.broadcast_to(x.astype(dtype), (b, *x.shape)) for x in frozen.prompt)
+        model = nnx.merge(graph, parallel.gathered(weights), constants)
+        parts = latents | {"text": text, "pooled": pooled}
+        return loss(model, parts, key, config, real_past)
+
+    return batch_loss
+
+
+def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
+    """The step: (state, frozen, batch of uint8 pictures) to (state, metrics), jitted, donating the state.
+
+    Where the loss or a gradient is not finite, nothing of the state changes but its step.
+    """
+    optimizer, o = make_optimizer(config), config.optimizer
+    gradient = jax.value_and_grad(make_loss(config, graph, codec_graph))
+    real_past = np.array([stage.past for stage in config.stages], np.float32)
+    ends = np.array(configs.stage_ends(config))
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: State, frozen: Frozen, batch: dict):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        stage = jnp.searchsorted(ends, state.step, side="right")
+        past_on = jnp.asarray(real_past)[stage].astype(config.dtype)
+
+        def accumulate(total, micro):
+            value = gradient(state.weights, state.constants, frozen, *micro, past_on)
+            return jax.tree.map(lambda t, v: t + v / o.accumulate, total, value), None
+
+        # Every device has its share of every micro-batch.
+        micros = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=o.accumulate), batch)
+        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.weights)
+        keys = jax.random.split(key, o.accumulate)
+        (value, gradients), _ = jax.lax.scan(accumulate, zeros, (micros, keys))
+        updates, moments = optimizer.update(gradients, state.optimizer, state.weights)
+        weights = optax.apply_updates(state.weights, updates)
+        # The early average forgets faster, or it would remember the initial weights for long.
+        age = state.step.astype(jnp.float32)
+        decay = jnp.minimum(o.average, (1 + age) / (10 + age))
+        average = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.average, weights)
+        norm = optax.tree.norm(gradients)
+        metrics = {"loss": value, "gradient_norm": norm, "rate": rate(config)(state.step)}
+        metrics |= norms("gradient", gradients) | norms("update", updates)
+        sound = jnp.isfinite(value) & jnp.isfinite(norm)
+        metrics["skipped"] = ~sound
+        kept = (state.weights, state.average, state.optimizer)
+        changed = (weights, average, moments)
+        weights, average, moments = jax.tree.map(partial(jnp.where, sound), changed, kept)
+        return State(state.step + 1, weights, average, state.constants, moments), metrics
+
+    return update
+
+
+def norms(kind: str, tree: nnx.State) -> dict[str, jax.Array]:
+    """Norms of gradients or updates by group of parameters, such as gradient_norm/image.dual."""
+    groups = defaultdict(list)
+    for name, leaf in checkpoint.named(tree).items():
+        groups[".".join(name.split(".")[: 2 if name.startswith("image.") else 1])].append(leaf)
+    return {f"{kind}_norm/{group}": optax.tree.norm(leaves) for group, leaves in groups.items()}

@@ -1,0 +1,272 @@
+"""Weights on disk. The only module that knows Orbax.
+
+A weights folder holds `config.json` (which network, its config), `params/`
+(Orbax: arrays by dotted path, restorable with any sharding) and `manifest.json`
+(size and checksum of each file, since Orbax does not notice a flipped bit).
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from svdp_jax import config as configs
+from svdp_jax.errors import UserError
+from svdp_jax.files import remove, verify, write_manifest, write_whole
+from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
+from svdp_jax.models.metric_nets import I3D, LPIPS, ArcFace, ArcFaceConfig, I3DConfig, LPIPSConfig, SyncNet, SyncNetConfig
+from svdp_jax.models.mmdit import MMDiT
+from svdp_jax.models.svdp import SVDP
+from svdp_jax.models.text import CLIPConfig, CLIPText, T5Config, T5Encoder
+from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec
+
+# Networks by the name in config.json: the type of their config, and the module.
+NETWORKS = {
+    "sd35": (configs.Backbone, MMDiT),
+    "svdp": (configs.Model, SVDP),
+    "vae": (AutoencoderConfig, Autoencoder),
+    "clip": (CLIPConfig, CLIPText),
+    "t5": (T5Config, T5Encoder),
+    "liveportrait": (LivePortraitConfig, LivePortrait),
+    "lpips_alex": (LPIPSConfig, LPIPS),
+    "lpips_vgg": (LPIPSConfig, LPIPS),
+    "i3d": (I3DConfig, I3D),
+    "arcface": (ArcFaceConfig, ArcFace),
+    "syncnet": (SyncNetConfig, SyncNet),
+}
+CHUNK = 1 << 26  # bytes; what one device reads at least of a sharded array
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
+
+
+def named(state) -> dict:
+    """The arrays of an nnx state by dotted path, such as dual.attn.to_q.kernel."""
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def replaced(state, arrays: dict):
+    """The state with these arrays, by dotted path."""
+    return nnx.from_flat_state(
+        (path, leaf.replace(arrays[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)
+    )
+
+
+def save_weights(folder: Path, network: str, config, arrays: dict, facts: dict | None = None):
+    """Writes a new weights folder. arrays: by dotted path; facts: more for config.json."""
+    once(lambda: folder.mkdir(parents=True))
+    # One gigabyte of copies at a time: the rest of the memory is for the arrays themselves.
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, use_compression=False)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save((folder / "params").absolute(), args=saved_as(arrays))
+    once(lambda: seal(folder, network, config, facts))
+
+
+def seal(folder: Path, network: str, config, facts: dict | None = None) -> None:
+    """Makes a weights folder of one that holds `params`: config.json, then the manifest."""
+    about = {"network": network, "config": dataclasses.asdict(config)} | (facts or {})
+    write_whole(folder / "config.json", json.dumps(about, indent=2))
+    write_manifest(folder)
+
+
+def saved_as(arrays: dict) -> ocp.args.PyTreeSave:
+    tree = {k: x if isinstance(x, jax.Array) else jax.device_put(x) for k, x in arrays.items()}
+    return ocp.args.PyTreeSave(tree, save_args={k: ocp.SaveArgs(chunk_byte_size=CHUNK) for k in tree})
+
+
+class Saver:
+    """Writes trees of arrays into a new folder, one below each name, while the caller goes on."""
+
+    def __init__(self, *names: str):
+        handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in names}
+        self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+    def save(self, folder: Path, **trees: dict) -> None:
+        """Returns when the arrays are copied and may change. trees: arrays by dotted path."""
+        args = ocp.args.Composite(**{name: saved_as(tree) for name, tree in trees.items()})
+        self.checkpointer.save(folder.absolute(), args=args)
+
+    def wait(self) -> None:
+        """Returns when the last folder is on disk. Raises what went wrong with it."""
+        self.checkpointer.wait_until_finished()
+
+    def close(self) -> None:
+        self.checkpointer.close()
+
+
+def once(action: Callable[[], object]) -> None:
+    """Lets the first process do this while the others wait: the folder is one for all."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("svdp_jax.weights.checkpoint")
+
+
+def about(folder: Path) -> dict:
+    """config.json of a weights folder: network, config, and facts."""
+    try:
+        result = json.loads((folder / "config.json").read_text())
+        return result | {"network": result["network"], "config": result["config"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} holds no converted weights (no config.json that names a network); make them with `python -m convert`."
+        ) from None
+
+
+def abstract_network(folder: Path) -> nnx.Module:
+    """The network of a weights folder with shapes in place of arrays."""
+    facts = about(folder)
+    if facts["network"] not in NETWORKS:
+        raise UserError(f"{folder} holds {facts['network']!r}, which this version does not know.")
+    kind, module = NETWORKS[facts["network"]]
+    config = configs.build(kind, facts["config"], f"{folder}/config.json")
+    return nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))
+
+
+def load_network(folder: Path, dtype=None) -> nnx.Module:
+    """The network of a weights folder, on one device, in the dtype given or that stored."""
+    graph, state = nnx.split(abstract_network(folder))
+    stored = stored_arrays(folder / "params")
+    typed = {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf).dtype) for path, leaf in named(state).items()
+    }
+    return nnx.merge(graph, load_weights(folder, replaced(state, typed)))
+
+
+def load_weights(folder: Path, state):
+    """Restores into a state of ShapeDtypeStructs, each with the dtype and sharding it names.
+
+    Each device reads what it will hold and no more. Raises UserError where the
+    files are damaged or do not fit the state.
+    """
+    verify(folder)
+    return replaced(state, read_arrays(folder / "params", named(state)))
+
+
+def read_arrays(folder: Path, like: dict) -> dict:
+    """Arrays by dotted path, each with the shape, dtype and sharding of its twin in `like`.
+
+    Raises UserError that names what is missing, too many, or of another shape.
+    """
+    if faults := misfits(like, stored_arrays(folder)):
+        raise UserError(f"{folder} does not fit this network: {'; '.join(faults)}.")
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    restore_args = {
+        path: ocp.ArrayRestoreArgs(sharding=leaf.sharding or here, global_shape=leaf.shape, dtype=leaf.dtype)
+        for path, leaf in like.items()
+    }
+    return restore(folder, like, restore_args)
+
+
+NAMED = 5  # parameters of each fault; one mistake often has hundreds
+
+
+def misfits(wanted: dict, stored: dict) -> list[str]:
+    """What keeps stored arrays from being the wanted ones, a clause for each kind of fault."""
+    shapes = {
+        f"{path} {stored[path].shape} instead of {leaf.shape}"
+        for path, leaf in wanted.items()
+        if path in stored and stored[path].shape != leaf.shape
+    }
+    faults = {"missing": set(wanted) - set(stored), "not part of it": set(stored) - set(wanted), "of another shape": shapes}
+    return [
+        f"{len(names)} {fault}: {', '.join(sorted(names)[:NAMED])}{', ...' * (len(names) > NAMED)}"
+        for fault, names in faults.items()
+        if names
+    ]
+
+
+def load_parts(folder: Path, *states):
+    """Like `load_weights`, into several states that make up the network; arrays give the layout."""
+    merged = nnx.merge_state(*states)
+    typed = jax.tree.map(ocp.utils.to_shape_dtype_struct, merged)
+    loaded = named(load_weights(folder, typed))
+    return [replaced(state, loaded) for state in states]
+
+
+def load_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """All parameters in host memory, as stored, by dotted path."""
+    verify(folder)
+    return host_arrays(folder / "params")
+
+
+def host_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """All arrays of one tree that was saved."""
+    stored = stored_arrays(folder)
+    return restore(folder, stored, {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in stored})
+
+
+def restore(folder: Path, item: dict, restore_args: dict) -> dict:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
+        return checkpointer.restore(folder.absolute(), args=args)
+
+
+def stored_arrays(folder: Path) -> dict:
+    """Shape and dtype of every stored array by dotted path. UserError where Orbax stored none."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        found = checkpointer.metadata(folder.absolute()).item_metadata
+    if found is None:
+        raise UserError(f"{folder} holds no arrays; name a work folder of svdp_jax.train, or what `python -m convert` made.")
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.tree.items()}
+
+
+# --- trained models
+
+
+def save_model(folder: Path, config: configs.Config, weights, constants) -> None:
+    """A trained model as a weights folder, complete or not at all; replaces an older one."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    once(lambda: remove(partial))
+    save_weights(partial, "svdp", config.model, named(weights) | named(constants), trained_with(config))
+    once(lambda: (remove(folder), partial.rename(folder)))
+
+
+def trained_with(config: configs.Config) -> dict:
+    """What the config.json of a trained model tells beside its network."""
+    return {"training": dataclasses.asdict(config)}
+
+
+def load_model(folder: Path) -> tuple[configs.Config, nnx.Module]:
+    """A trained model and the config it was trained with; `folder` as in `model_folder`."""
+    folder = model_folder(folder)
+    facts = about(folder)
+    if "training" not in facts:
+        raise UserError(f"{folder} holds {facts['network']!r}, not a model trained by svdp_jax.train.")
+    return configs.from_flags(facts["training"]), load_network(folder)
+
+
+def model_folder(folder: Path) -> Path:
+    """The weights folder of a trained model: of a work folder its `model`, or of an unfinished run
+    what was saved last; else the folder itself."""
+    saved = [path for _, path in run_checkpoints(folder)]
+    return next((path for path in (folder / "model", *saved) if path.is_dir()), folder)
+
+
+def run_checkpoints(workdir: Path) -> Iterator[tuple[int, Path]]:
+    """Steps and weights folders that a run saved in its work folder, the newest first."""
+    folders = (workdir / "checkpoints").glob("*")
+    steps = {int(path.name): path for path in folders if path.name.isdecimal()}
+    yield from sorted(steps.items(), reverse=True)
+
+
+# Codecs by kind, with fresh weights.
+CODECS = {
+    "pixels": lambda config: PixelCodec(config.factor),
+    "sd3": lambda config: Autoencoder(AutoencoderConfig(), nnx.Rngs(0)),
+}
+
+
+def load_codec(config: configs.Codec) -> PixelCodec | Autoencoder:
+    """The codec of a model; the autoencoder's weights come from the folder that the config names."""
+    if config.kind == "pixels":
+        return CODECS[config.kind](config)
+    if not config.weights:
+        raise UserError("config.model.codec.weights must name the folder of the converted autoencoder.")
+    return load_network(Path(config.weights))
