@@ -46,7 +46,7 @@ def test_noise_alone_is_no_alarm():
 def batch(differs):
     random = np.random.default_rng(0)
     target = random.integers(40, 200, (2, 3, 8, 8, 3), np.uint8)
-    driving = np.full_like(target, alarm.GREY)
+    driving = np.full_like(target, alarm.face.GREY)
     driving[:, :, 2:5, 2:5] = 255 - target[:, :, 2:5, 2:5] if differs else target[:, :, 2:5, 2:5]
     return {"target": target, "driving": driving, "source": target[:, 0]}
 
@@ -61,8 +61,8 @@ def test_one_driver_is_the_target_and_the_other_looks_different(differs):
     assert away.mean() > alarm.LOOKS_DIFFER and (not differs or (other["driving"] == given["driving"]).all())
     for parts in (own, other):
         outside = parts["driving"].copy()
-        outside[window] = alarm.GREY
-        assert (outside == alarm.GREY).all() and (parts["source"] == given["source"]).all()
+        outside[window] = alarm.face.GREY
+        assert (outside == alarm.face.GREY).all() and (parts["source"] == given["source"]).all()
 
 
 def test_it_is_written_down_and_said(tmp_path):

@@ -175,7 +175,8 @@ def test_leftovers_of_a_kill_are_removed_and_files_of_others_stay(work):
 WORKER = """
 import jax, numpy as np, sys
 from pathlib import Path
-from svdp_jax import parallel, runs, config as configs
+from svdp_jax import parallel, config as configs
+from svdp_jax.training import runs
 import test_checkpoint as here
 
 def laid(state, count, mesh):

@@ -110,7 +110,7 @@ import sys, time
 from pathlib import Path
 import nap
 from svdp_jax import prepare
-from svdp_jax.data import pipeline
+from svdp_jax.preparation import pipeline
 
 def work(job, advance):
     Path(job).touch()

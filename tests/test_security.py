@@ -181,7 +181,8 @@ def test_a_file_that_a_container_names_is_never_opened(hostile, tmp_path):
 import sys
 opened = []
 sys.addaudithook(lambda event, arguments: opened.append(event) if event.startswith("socket") else None)
-from svdp_jax.data import footage, landmarks, records, toy, video
+from svdp_jax.faces import landmarks; from svdp_jax.media import video; from svdp_jax.toy import footage, person
+from svdp_jax.training import records
 from svdp_jax.errors import UserError
 for path in sys.argv[2:]:
     try:

@@ -27,7 +27,7 @@ def started():
     processes = []
 
     def start(code: str, *arguments: str) -> subprocess.Popen:
-        opening = "import time; from svdp_jax import stop; stop.listen(); print('ready', flush=True)\n"
+        opening = "import time; from svdp_jax.training import stop; stop.listen(); print('ready', flush=True)\n"
         command = [sys.executable, "-c", opening + code, *arguments]
         process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         processes.append(process)

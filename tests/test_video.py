@@ -369,7 +369,7 @@ def test_memory_is_flat_in_length(tmp_path):
     # getrusage would not do: a child inherits the peak of the process that started it.
     path = make(tmp_path / "a.mp4", count=1000, size=(128, 96))
     code = (
-        "import sys; from svdp_jax.data import video; from svdp_jax.media.writer import VideoWriter\n"
+        "import sys; from svdp_jax.media import video; from svdp_jax.media.writer import VideoWriter\n"
         "path, out, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])\n"
         "with VideoWriter(out, 30) as writer:\n"
         "    for frame in video.read_frames(path, stop=stop): writer.write(frame.image, frame.time)\n"

@@ -4,7 +4,7 @@ An exported model is a folder of config.json, model.safetensors (in float16) and
 the log of its training; far smaller to carry than Orbax's many files, and `load` takes either form.
 Make one, once, of a finished run:
 
-    python -c "from svdp_jax import shipped; shipped.export('runs/toy_cpu')"
+    python -c "from svdp_jax.weights import shipped; shipped.export('runs/toy_cpu')"
 """
 
 import hashlib
