@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import jax
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path) -> Generator[Path]:
     """A path that becomes `out` if all goes well, and of which nothing is left if not."""
     if out.exists():
         raise UserError(f"{out} exists already; name a new one, or remove it first.")

@@ -44,8 +44,8 @@ def rename(tensors: list[Tensor]) -> list[Tensor]:
     tensors = [replace(t, name=our_name(t.name)) for t in tensors]
     named, folded = {t.name: t for t in tensors}, []
     for layer in (name.removesuffix("weight_orig") for name in named if name.endswith(".weight_orig")):
-        parts = [named.get(layer + part) for part in SPECTRAL]
-        if all(parts):
+        parts = [named[layer + part] for part in SPECTRAL if layer + part in named]
+        if len(parts) == len(SPECTRAL):
             folded.append(fold(layer + "weight", *parts))
             tensors = [t for t in tensors if t not in parts]
     return folded + [t for t in tensors if not t.name.endswith(".num_batches_tracked")]

@@ -12,6 +12,7 @@ import math
 import pickletools
 import struct
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -223,10 +224,10 @@ def taken(stack: list, count: int) -> tuple:
 
 
 def since_mark(stack: list) -> tuple:
-    count = next((n for n in range(len(stack)) if stack[-1 - n] is MARK), None)
-    items = taken(stack, count)  # a TypeError where there is no mark
-    stack.pop()
-    return items
+    items = []
+    while (item := stack.pop()) is not MARK:  # an IndexError where there is none
+        items.append(item)
+    return tuple(reversed(items))
 
 
 def set_items(stack: list, items: tuple) -> None:
@@ -249,7 +250,7 @@ CONSTANTS = {
     "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
 }  # fmt: skip
 PUT, GET = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"BINGET", "LONG_BINGET"}
-STEPS = {
+STEPS: dict[str, Callable[[list, Any], None]] = {
     "GLOBAL": name,
     "STACK_GLOBAL": lambda stack, _: name(stack, " ".join(taken(stack, 2))),
     "REDUCE": call,

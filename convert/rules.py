@@ -297,7 +297,7 @@ class Checksum:
         self.lines = []
 
     def add(self, name: str, array: np.ndarray) -> None:
-        data = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        data = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self.lines.append(f"{name} {array.dtype.name} {array.shape} {data.hexdigest()}")
 
     def hex(self) -> str:

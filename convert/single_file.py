@@ -111,8 +111,7 @@ def renamed(tensors: list[Tensor], table: list[Row], prefix: str) -> list[Tensor
         if tensor.name.startswith(others):
             continue
         name = tensor.name.removeprefix(prefix)
-        first = next((source for source, _, _ in table if re.fullmatch(source, name)), None)
-        rows = [(to, part) for source, to, part in table if source == first]
-        result += [replace(tensor.parts(*part), name=re.fullmatch(first, name).expand(to)) for to, part in rows]
-        result += [] if rows else [tensor]
+        found = next((match for source, _, _ in table if (match := re.fullmatch(source, name))), None)
+        rows = [(found.expand(to), part) for source, to, part in table if found and source == found.re.pattern]
+        result += [replace(tensor.parts(*part), name=to) for to, part in rows] or [tensor]
     return result

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from svdp_jax.errors import UserError
 UNUSED = ["*.fp16*", "*.bin", "*.msgpack"]  # other copies of the same weights on the hub
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".model"}
 # How files that are not safetensors are read, by suffix.
-READERS = dict.fromkeys(PICKLES, pickles.read) | {".onnx": arcface.read}
+READERS: dict[str, Callable[[Path], list]] = dict.fromkeys(PICKLES, pickles.read) | {".onnx": arcface.read}
 
 
 class Source(NamedTuple):
@@ -25,7 +26,7 @@ class Source(NamedTuple):
     facts: dict
 
 
-def find(src: str, network: Network) -> Source:
+def find(src: str | Path, network: Network) -> Source:
     """The tensors and config.json of one network in SRC, which is a pipeline's folder, the
     network's own folder, or a file. Raises UserError where there are none."""
     path = Path(src)
@@ -102,7 +103,7 @@ def read_json(path: Path) -> dict:
     return result
 
 
-def local(src: str, folders: list[str]) -> Path:
+def local(src: str, folders: Iterable[str]) -> Path:
     """SRC itself if it exists; else what the hub has of these folders of a pipeline."""
     path = Path(src)
     if path.exists():

@@ -43,7 +43,7 @@ class Tensor:
             for start, end in self.spans:
                 file.seek(start)
                 while start < end:
-                    count = file.readinto(memoryview(buffer)[done : done + end - start])
+                    count = file.readinto(buffer.data[done : done + end - start])
                     if not count:
                         raise UserError(f"{self.file} ends inside tensor {self.name}.")
                     start, done = start + count, done + count
@@ -120,7 +120,8 @@ def tensor(path: Path, base: int, name: str, dtype: str, shape: list, data_offse
 def write(path: Path, outputs: list) -> None:
     """Writes tensors one by one: each output tells name, dtype and shape, and can `make` itself."""
     # PyTorch's loaders ask for this mark.
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for o in outputs:
         start, end = end, end + math.prod(o.shape) * o.dtype.itemsize
         place = {"dtype": CODES[o.dtype], "shape": list(o.shape), "data_offsets": [start, end]}

@@ -1,6 +1,7 @@
 """The table of the SD3 autoencoder."""
 
 import dataclasses
+from typing import Any
 
 from convert import single_file
 from convert.rules import Layout, Network, Rule, linear, norm
@@ -22,8 +23,8 @@ RULES = (
 def read_config(tensors: dict[str, Tensor], source: dict) -> AutoencoderConfig:
     """SD3's autoencoder where the source has no config.json of its own."""
     fields = {f.name for f in dataclasses.fields(AutoencoderConfig)} & set(source)
-    values = {name: source[name] for name in fields}
-    return AutoencoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in source.items() if k in fields}
+    return AutoencoderConfig(**values)
 
 
 def write_config(config: AutoencoderConfig) -> dict:

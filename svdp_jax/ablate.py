@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -208,7 +208,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def save(path: Path, arrays: dict[str, Any]) -> None:
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     write_whole(path, file.getvalue())

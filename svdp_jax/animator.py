@@ -11,7 +11,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ class Animator:
         sound = None if isinstance(clip, video.Clip) else clip
         return VideoWriter(output, video.probe(clip).fps, sound, self.provenance, finish)
 
-    def play(self, scene: Scene, **options) -> Iterator[Take | Step]:
+    def play(self, scene: Scene, **options) -> Iterator[Any]:
         """The scene's finished frames; `options` are those of `generate`."""
         taken = deque()  # driving frames whose results are still to come: a segment at most
         masked = (taken.append(frame) or frame.masked[None] for frame in scene.driver())
@@ -139,7 +139,7 @@ class Animator:
         seed: int = 0,
         sampling: configs.Sampling | None = None,
         watch: bool = False,
-    ) -> Iterator[np.ndarray | Step]:
+    ) -> Iterator[Any]:
         """Crops of many people at once: yields one picture for each driving one.
 
         source: (b y x 3) uint8 crops. driving: masked crops (b y x 3) uint8, as many as there

@@ -19,9 +19,10 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ from svdp_jax.toy import example
 try:
     import gradio as gr
 except ImportError:
-    gr = None
+    gr: Any = None
 
 RESULTS, EXAMPLES = "results", "examples"  # folders beside those of the uploads
 KEPT = 20  # results on disk; older ones are deleted
@@ -288,7 +289,7 @@ def compile_model(animator: Animator) -> None:
 
 
 @contextlib.contextmanager
-def serving(animator: Animator, longest: float, largest: str, **address) -> Iterator[str]:
+def serving(animator: Animator, longest: float, largest: str, **address) -> Generator[str]:
     """A running page; gives its address. Its files are gone afterwards."""
     compile_model(animator)
     with tempfile.TemporaryDirectory(prefix="svdp_jax_demo_") as folder:

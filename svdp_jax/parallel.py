@@ -57,7 +57,7 @@ def batch_dimensions(name: str) -> tuple[str, ...]:
 def own_rows(mesh: jax.sharding.Mesh, count: int) -> list[int]:
     """Which of `count` examples of a batch lie, wholly or in part, on this process's devices."""
     places = sharding(mesh, "batch").addressable_devices_indices_map((count,))
-    return sorted({row for (rows,) in places.values() for row in range(count)[rows]})
+    return sorted({row for (rows,) in filter(None, places.values()) for row in range(count)[rows]})
 
 
 def global_batch(batch: dict, mesh: jax.sharding.Mesh, count: int) -> dict:

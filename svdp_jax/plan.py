@@ -21,6 +21,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import flags
@@ -42,7 +43,7 @@ def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
     chip, devices = CHIPS[topology.partition(":")[0]], aot.slice_devices(topology)
     mesh = parallel.make_mesh(config.mesh, devices)
     flops = forward_flops(config)
-    found = {
+    found: dict[str, Any] = {
         "config": config.name, "topology": topology, "chips": len(devices), "mesh": dict(mesh.shape),
         "hbm": chip.memory, "tflop_forward": {part: value / 1e12 for part, value in flops.items()},
     }  # fmt: skip
@@ -71,7 +72,7 @@ def attempt(run: Callable, config: configs.Config, chip: Chip, mesh) -> dict:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         found, used = {}, used_memory(str(error))
-    fits = bool(found) and used <= chip.memory
+    fits = bool(found) and used is not None and used <= chip.memory
     return found | {"fits": fits, "used": used, "compile_seconds": time.monotonic() - begun}
 
 
@@ -254,7 +255,7 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     values = flags.FlagValues()
-    define = {"flag_values": values}
+    define: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string("topology", "", "TPU slice; the config's by default.", **define)
     flags.DEFINE_boolean("json", False, "Print JSON.", **define)
     flags.DEFINE_boolean("search", False, "Try settings and recommend one.", **define)
@@ -263,7 +264,7 @@ def main(arguments: list[str]) -> None:
     topology = values.topology or config.topology
     if not topology:
         raise UserError("this config names no TPU slice; add one, such as --topology v4:2x2x4.")
-    found = search(config, topology) if values.search else plan(config, topology, values.price)
+    found: Any = search(config, topology) if values.search else plan(config, topology, values.price)
     if values.json:
         print(json.dumps(found, indent=1))
     elif values.search:

@@ -209,7 +209,7 @@ def check(settings: stages.Settings, names: list[str]) -> None:
 # Report
 
 
-def write_report(out: Path, s: stages.Settings, listing: ingest.Listing) -> list[tuple[str, str]]:
+def write_report(out: Path, s: stages.Settings, listing: ingest.Listing) -> list[tuple[str, int]]:
     found = left.clips(out, listing.sources)
     rejected = list(rejections(out, listing, found))
     driven = {clip.name: driver for clip, driver in left.paired(out, found)}

@@ -172,7 +172,7 @@ def main(arguments: list[str]) -> None:
     if jax.process_count() > 1:
         stop.listen()  # again, as jax.distributed takes SIGTERM for itself
         stop.together(distributed.global_state.client, jax.process_index())
-    train(config, workdir, values["force-resume"].value)
+    train(config, workdir, bool(values["force-resume"].value))
     if jax.process_index() > 0:
         return
     if config.data.source == "toy" and config.evaluate:

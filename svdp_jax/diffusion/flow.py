@@ -4,6 +4,8 @@ x_s = (1 - s) x0 + s noise, with the velocity noise - x0. Sources: Liu et al.
 2022 (arXiv 2209.03003); the shift of times, Esser et al. 2024 (arXiv 2403.03206).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -13,8 +15,8 @@ from svdp_jax.config import Flow
 SMALLEST = 0.05
 
 
-def shifted(s: jax.Array, shift: float) -> jax.Array:
-    """Moves times in [0, 1] towards noise, where larger pictures lose their structure."""
+def shifted(s: Any, shift: float) -> Any:
+    """Moves times in [0, 1], a number or an array, towards noise, where larger pictures lose their structure."""
     return shift * s / (1 + (shift - 1) * s)
 
 

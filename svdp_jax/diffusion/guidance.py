@@ -5,6 +5,8 @@ result is u + ls (s - u) + ld (d - s) + lp (p - d), a weighted sum of the four.
 """
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +43,12 @@ def guided(predict: Callable, conditions: dict, weights: dict[int, float], null:
     a weight cost nothing; with null="zeros" the others are one batch.
     """
     if null == "drop":
-        return sum(w * predict(dropped(conditions, i), 1) for i, w in weights.items())
+        return reduce(add, (w * predict(dropped(conditions, i), 1) for i, w in weights.items()))
     copies, b = len(weights), conditions["source"].shape[0]
     tiled = {k: jnp.concatenate([x] * copies) for k, x in conditions.items() if x is not None}
     level = jnp.repeat(jnp.array(list(weights)), b)
     branches = jnp.split(predict(zeroed(tiled, level), copies), copies)
-    return sum(w * branch for w, branch in zip(weights.values(), branches))
+    return reduce(add, (w * branch for w, branch in zip(weights.values(), branches)))
 
 
 def with_dropout(predict: Callable, conditions: dict, key: jax.Array, chances: tuple[float, ...], null: str) -> jax.Array:
@@ -55,9 +57,9 @@ def with_dropout(predict: Callable, conditions: dict, key: jax.Array, chances: t
     With zeros every example has its own level. Dropped tokens change the shapes,
     so there the whole batch shares one.
     """
-    chances = jnp.array(chances)
+    p = jnp.array(chances)
     if null == "zeros":
         b = conditions["source"].shape[0]
-        return predict(zeroed(conditions, jax.random.choice(key, 4, (b,), p=chances)))
+        return predict(zeroed(conditions, jax.random.choice(key, 4, (b,), p=p)))
     branches = [lambda level=level: predict(dropped(conditions, level)) for level in range(4)]
-    return jax.lax.switch(jax.random.choice(key, 4, p=chances), branches)
+    return jax.lax.switch(jax.random.choice(key, 4, p=p), branches)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from svdp_jax.config import Model, Sampling
 from svdp_jax.diffusion import flow, guidance
 
 
-def euler(velocity: Callable, noise: jax.Array, times: jax.Array) -> jax.Array:
+def euler(velocity: Callable, noise: jax.Array, times: jax.Array | np.ndarray) -> jax.Array:
     """Integrates `velocity(x, s)` from noise at times[0] to times[-1]; s is a scalar."""
 
     def step(x, interval):

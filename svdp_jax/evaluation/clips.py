@@ -89,9 +89,10 @@ def match(folders: Folders) -> tuple[list[Clip], dict[str, str]]:
     return clips, dict(sorted(refused.items()))
 
 
-def fitted(name: str, paths: dict[str, Path | None]) -> Clip:
+def fitted(name: str, files: dict[str, Path | None]) -> Clip:
     """The clip of these files by role; UserError, with the reason, where they do not fit."""
-    absent = [role for role, path in paths.items() if path is None]
+    paths = {role: path for role, path in files.items() if path is not None}
+    absent = [role for role in files if role not in paths]
     if absent:
         raise UserError(f"no {absent[0]} of this name")
     infos = {role: video.probe(path) for role, path in paths.items() if role != "source"}
@@ -152,12 +153,12 @@ def frames(clip: Clip, role: str, which: np.ndarray | None = None) -> Iterator[n
 
 def picked(path: Path, places: np.ndarray) -> Iterator[np.ndarray]:
     """The frames at these rising places of a video, some of them perhaps several times."""
-    places = iter(places)
-    place, index = next(places, None), -1
+    rest = iter(places)
+    place, index = next(rest, None), -1
     for index, frame in enumerate(video.read_frames(path)):
         while place == index:
             yield frame.image
-            place = next(places, None)
+            place = next(rest, None)
         if place is None:
             return
     raise UserError(f"{path}: ends after {index + 1} frames, fewer than its header says")

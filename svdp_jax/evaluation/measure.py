@@ -37,7 +37,7 @@ LIPS_CROP, LIPS_DROP = 1.4, 0.2
 LIPS_RATE, LIPS_WINDOW = 25, 5  # frames per second; frames
 SOUND_STEP, SOUND_WINDOW = 4, 20  # rows of cepstral coefficients per frame, and per window
 # Points of MediaPipe's face mesh with irises: of the picture's left eye, then of its right one.
-MESH = metrics.Eyes(outer=[33, 263], inner=[133, 362], top=[159, 386], bottom=[145, 374], iris=[468, 473])
+MESH = metrics.Eyes(*np.array([[33, 263], [133, 362], [159, 386], [145, 374], [468, 473]]))
 MESH_POINTS = 478
 
 
@@ -246,7 +246,7 @@ def heard(reader: Reader, role: str) -> np.ndarray:
         raise UserError("neither the result nor its driver has sound")
     rows = sound.mfcc(samples)
     starts = range(0, len(rows) - SOUND_WINDOW + 1, SOUND_STEP)
-    cut = (np.float32(rows[i : i + SOUND_WINDOW].T) for i in starts)
+    cut = (rows[i : i + SOUND_WINDOW].T.astype(np.float32) for i in starts)
     return np.concatenate([reader.calls["sound"](batch) for batch in batches(cut)])
 
 
@@ -255,7 +255,8 @@ def motion(reader: Reader, role: str) -> tuple[np.ndarray, np.ndarray]:
     box = face.crop_box(reader.feature(f"track {role}").faces)
     crops = (face.crop(image, box, MOTION_SIZE) for image in frames(reader.clip, role))
     pairs = [reader.calls["motion"](batch) for batch in batches(crops)]
-    return tuple(np.concatenate(part) for part in zip(*pairs))
+    angles, expressions = map(np.concatenate, zip(*pairs))
+    return angles, expressions
 
 
 def eyes(reader: Reader, role: str) -> metrics.Eyes:

@@ -7,7 +7,7 @@ function returns, which is a number per frame where there is one.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -276,7 +276,7 @@ class Metric(NamedTuple):
     one figure for all clips, from a `Gaussian` of each need.
     """
 
-    measure: Callable[..., np.ndarray]
+    measure: Callable[..., Any]
     needs: tuple[str, ...]
     better: str
     unit: str = ""

@@ -109,7 +109,7 @@ def reenact(
     for pair in tqdm(pairs, desc="Animating", unit="clip"):
         for method in methods:
             try:
-                animate(method, pair, size, folders[method.name])
+                animate(method, pair, size, folder)
             except UserError as error:
                 refused[method.name][pair.driving.name] = str(error)
     for name, reasons in refused.items():
@@ -120,14 +120,14 @@ def reenact(
     return folders, refused
 
 
-def animate(method: Method, pair: Pair, size: int, folders: Folders) -> None:
+def animate(method: Method, pair: Pair, size: int, folder: Path) -> None:
     """One pair: the crops of driver and source, unless another method made them, and the result, each whole or absent."""
     source, driving = (clip.portrait(size) for clip in (pair.source, pair.driving))
     name = f"{pair.driving.name}.mp4"
-    if not (folders.driving / name).exists():
-        write_image(folders.source / f"{pair.driving.name}.png", np.ascontiguousarray(source.first()))
-        write(folders.driving / name, (frame.crop for frame in driving.frames()), driving)
-    write(folders.result / name, method.make(source, driving), driving, method.tags)
+    if not (folder / "driving" / name).exists():
+        write_image(folder / "source" / f"{pair.driving.name}.png", np.ascontiguousarray(source.first()))
+        write(folder / "driving" / name, (frame.crop for frame in driving.frames()), driving)
+    write(folder / method.name / name, method.make(source, driving), driving, method.tags)
 
 
 def write(path: Path, pictures: Iterator[np.ndarray], driving: Portrait, tags: dict[str, str] | None = None) -> None:

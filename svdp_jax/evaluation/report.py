@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from html import escape
 from itertools import repeat
 from pathlib import Path
@@ -39,7 +39,7 @@ figure.wide { display: block } svg { background: #f7f7f7 }
 
 
 @contextlib.contextmanager
-def whole(folder: Path) -> Iterator[Path]:
+def whole(folder: Path) -> Generator[Path]:
     """A folder that appears complete or not at all; it replaces one of an earlier evaluation.
 
     UserError where the folder there holds anything else.
@@ -87,7 +87,7 @@ def means(scores: Scores) -> dict[str, dict]:
             result[name] = {"mean": number(scores.pooled[name]), "low": None, "high": None, "clips": used}
         elif values:
             low, high = map(number, interval(np.array(values)))
-            result[name] = {"mean": number(np.mean(values)), "low": low, "high": high, "clips": len(values)}
+            result[name] = {"mean": number(float(np.mean(values))), "low": low, "high": high, "clips": len(values)}
     return result
 
 

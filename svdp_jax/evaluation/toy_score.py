@@ -80,7 +80,7 @@ def fitted_motion(videos: np.ndarray, identity: person.Identity) -> person.Motio
     return jax.tree.map(lambda *fields: np.stack(fields), *fitted)
 
 
-def at(tree, index: int):
+def at(tree, index: int | np.ndarray):
     return jax.tree.map(lambda field: field[index], tree)
 
 

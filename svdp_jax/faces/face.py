@@ -6,7 +6,7 @@ pixels, so that a shift, turn and scaling is `a * z + b`; left and right are the
 
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -47,13 +47,13 @@ SMOOTHING = 8.0  # frames; only of what cascades see, not of the motion, so that
 class Face(NamedTuple):
     """One face, or with a leading axis f the faces of a clip; complex pixels, `size` the box's side."""
 
-    centre: complex
-    size: float
-    left_eye: complex
-    right_eye: complex
-    nose: complex
-    mouth: complex
-    confidence: float  # 0..1
+    centre: Any  # complex, or an array of them, as all places; the others float
+    size: Any
+    left_eye: Any
+    right_eye: Any
+    nose: Any
+    mouth: Any
+    confidence: Any  # 0..1
 
 
 class Track(NamedTuple):
@@ -87,11 +87,11 @@ def track(images: Iterable[np.ndarray], pick: int = 0, name: str = "picture") ->
     for image in images:
         grey, scale = _search_copy(image)
         motion = _motion(previous, grey, guess)
-        guess = _moved(guess, *motion) if motion else guess
+        guess = _moved(guess, *motion) if guess and motion else guess
         now = guess and _look(grey, guess.centre, guess.size, _roll(guess), guess)
         if now is None and misses % SEARCH_EVERY == 0:
             now = _found_again(grey, guess, pick)
-        followed = now and motion and not misses and abs(guess.centre - now.centre) < STRAY * now.size
+        followed = now and guess and motion and not misses and abs(guess.centre - now.centre) < STRAY * now.size
         motions.append(motion if followed else _between(last, now))
         seen.append(now)
         misses = 0 if now else misses + 1
@@ -309,7 +309,7 @@ def _motion(previous, grey, face: Face | None) -> tuple[complex, complex] | None
     corners = cv2.goodFeaturesToTrack(view, 80, 0.01, half / 10) if view.size else None
     if corners is None or len(corners) < FEWEST_POINTS:
         return None
-    corners += np.float32([left, top])
+    corners += np.array([left, top], np.float32)
     moved, kept, _ = cv2.calcOpticalFlowPyrLK(previous, grey, corners, None, winSize=(15, 15), maxLevel=3)
     kept = kept[:, 0] == 1
     matrix, inliers = cv2.estimateAffinePartial2D(corners[kept], moved[kept], ransacReprojThreshold=1.0)

@@ -83,8 +83,10 @@ def _landmarker(model: str) -> Callable[[np.ndarray], np.ndarray | None]:
 
 def files(taken: Taken, folder: str) -> np.ndarray:
     """Points that `given` reads, of the frames of this clip."""
-    points = given(folder, taken.video, taken.total)(taken.first, len(taken.track.found)).points
-    return _smooth((points - (taken.box.left + 1j * taken.box.top)) * taken.size / taken.box.side)
+    found = given(folder, taken.video, taken.total)(taken.first, len(taken.track.found))
+    if found is None:
+        raise UserError(f"{taken.video}: its file in {folder} has no points of the clip at frame {taken.first}.")
+    return _smooth((found.points - (taken.box.left + 1j * taken.box.top)) * taken.size / taken.box.side)
 
 
 def given(folder: str, name: str, frames: int) -> landmarks.Reader:

@@ -45,8 +45,9 @@ class Scene(NamedTuple):
 
     def driver(self) -> Iterator[DrivingFrame]:
         """The driving frames, cropped and masked, one in memory at a time."""
-        mask = lambda index: points.region_mask(self.points[index], self.driving.box, self.driving.size)
-        return driving_frames(self.driving, None if self.points is None else mask)
+        known, driving = self.points, self.driving
+        mask = None if known is None else lambda index: points.region_mask(known[index], driving.box, driving.size)
+        return driving_frames(driving, mask)
 
     def shown(self, take: Take, compare: bool = False, paste_back: bool = False) -> np.ndarray:
         """The result as it is written: alone or beside what it was made from, enlarged where it is

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -104,7 +105,7 @@ def _tiff_size(head, file):
     return tags[256], tags[257]
 
 
-IMAGE_HEADERS = {
+IMAGE_HEADERS: dict[bytes, Callable] = {
     b"\x89PNG\r\n\x1a\n": lambda head, file: struct.unpack(">II", head[16:24]),
     b"\xff\xd8\xff": _jpeg_size,
     b"RIFF": _webp_size,
@@ -147,7 +148,7 @@ def side_by_side(images: list[np.ndarray], gap: int = 4) -> np.ndarray:
 
 def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
     """Rows of pictures as one picture; shorter rows are filled up with white."""
-    rows = [side_by_side(row, gap) for row in rows]
-    width = max(row.shape[1] for row in rows)
-    rows = [np.pad(r, ((gap, 0), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
-    return np.concatenate(rows)[gap:]
+    strips = [side_by_side(row, gap) for row in rows]
+    width = max(strip.shape[1] for strip in strips)
+    strips = [np.pad(r, ((gap, 0), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in strips]
+    return np.concatenate(strips)[gap:]

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -21,7 +21,7 @@ MAX_FRAME_PIXELS = 2 * 3840 * 2160  # 4K footage passes; a 261 KB file of 4096x4
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf"
 OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_FRAME_PIXELS)}
 # Tags in another encoding are no reason to refuse a video; PyAV 19 knows that by itself.
-ANY_TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 # In these codecs every packet is one shown picture, so counting packets counts frames.
 PACKET_IS_FRAME = {"h264", "hevc", "av1", "vp9", "gif", "mjpeg", "prores"}
 # What a container's coarse clock may hide: Matroska's milliseconds turn 60000/1001 into 19001/317.
@@ -90,7 +90,7 @@ def read_frames(path, start: int = 0, stop: int | None = None) -> Iterator[Frame
     """
     if isinstance(path, Clip):
         stretch = enumerate(path.images[start:stop], start)
-        yield from (Frame(image, index / path.fps) for index, image in stretch)
+        yield from (Frame(image, Fraction(index) / path.fps) for index, image in stretch)
         return
     with opened(path) as (container, stream):
         rate, clock = _nominal_rate(stream), stream.time_base
@@ -223,7 +223,7 @@ def _exact_rate(ticks, guess: Fraction, clock: Fraction) -> Fraction:
         if all(_time(t, ticks[0], i, rate, clock) == i / rate for i, t in enumerate(ticks)):
             return rate
     span = (ticks[-1] - ticks[0]) * clock
-    return ((len(ticks) - 1) / span).limit_denominator(100_000) if span else guess
+    return (Fraction(len(ticks) - 1) / span).limit_denominator(100_000) if span else guess
 
 
 def _time(pts, first, index: int, rate: Fraction, clock: Fraction) -> Fraction:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.filter
@@ -50,7 +51,7 @@ class VideoWriter:
     def __init__(
         self,
         path,
-        fps: Fraction,
+        fps: Fraction | float,
         audio_from=None,
         metadata: dict[str, str] | None = None,
         finish: Callable[[Path], None] = leave,
@@ -72,7 +73,8 @@ class VideoWriter:
         self.fps = Fraction(fps).limit_denominator(10_000)
         self.audio_from, self.metadata, self.finish = audio_from, metadata or {}, finish
         self.make = WRITERS[kind]
-        self.writer, self.frames, self.size = None, 0, None
+        self.writer: Any = None
+        self.frames, self.size = 0, None
 
     def __enter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
@@ -144,7 +146,8 @@ class _Audio:
     """
 
     def __init__(self, path, container):
-        self.path, self.container, self.output = path, container, None
+        self.path, self.container = path, container
+        self.output: Any = None
         self.opened = contextlib.ExitStack()
         source, video = self.opened.enter_context(opened(path))
         self.origin = (video.start_time or 0) * video.time_base
@@ -207,7 +210,7 @@ class _Gif:
         self.stream = self.container.add_stream("gif", rate=100)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "pal8"
         graph = self.graph = av.filter.Graph()
-        source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1, 100))
+        source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 100))
         split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=single")
         paint, sink = graph.add("paletteuse", "new=1:dither=bayer:bayer_scale=4"), graph.add("buffersink")
         source.link_to(split)
@@ -228,7 +231,7 @@ class _Gif:
     def _drain(self):
         with contextlib.suppress(BlockingIOError, EOFError):
             while True:
-                self.container.mux(self.stream.encode(self.graph.pull()))
+                self.container.mux(self.stream.encode(self.graph.vpull()))
 
     def close(self, complete):
         if complete:

@@ -59,8 +59,7 @@ class MLP(nnx.Module):
 
 def together(x: jax.Array, *linears: nnx.Linear) -> list[jax.Array]:
     """Several linear layers of one input, all of one width: as one product it is read once."""
-    kernel = jnp.concatenate([linear.kernel[...] for linear in linears], 1)
-    bias = jnp.concatenate([linear.bias[...] for linear in linears])
+    kernel, bias = (jnp.concatenate([getattr(x, part)[...] for x in linears], -1) for part in ("kernel", "bias"))
     return jnp.split(x @ kernel + bias, len(linears), -1)
 
 
@@ -112,7 +111,7 @@ POLICIES = {
 }
 
 
-def scan(step: Callable, modules: nnx.Module, carry, policy: str = "none"):
+def scan(step: Callable, modules: nnx.Module | dict[str, nnx.Module], carry, policy: str = "none"):
     """Runs `carry = step(module, carry)` over a stack.
 
     `policy` is one of POLICIES: what to keep for the backward pass.
@@ -122,7 +121,6 @@ def scan(step: Callable, modules: nnx.Module, carry, policy: str = "none"):
     def body(carry, state):
         return step(nnx.merge(graph, parallel.gathered(state)), carry), None
 
-    if POLICIES[policy]:
-        body = jax.checkpoint(body, policy=POLICIES[policy])
+    kept = jax.checkpoint(body, policy=POLICIES[policy]) if POLICIES[policy] else body
     count = jax.tree.leaves(state)[0].shape[0]
-    return jax.lax.scan(body, carry, state, unroll=count <= FEW_LAYERS)[0]
+    return jax.lax.scan(kept, carry, state, unroll=count <= FEW_LAYERS)[0]

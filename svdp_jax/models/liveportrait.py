@@ -267,8 +267,8 @@ class SPADE(nnx.Module):
 
     def __call__(self, x: jax.Array, given: jax.Array) -> jax.Array:
         factor = x.shape[1] // given.shape[1]
-        shared = self.mlp_shared
-        hidden = convolve_enlarged(given, shared.kernel[...], factor) + shared.bias[...]
+        kernel, bias = (getattr(self.mlp_shared, part)[...] for part in ("kernel", "bias"))
+        hidden = convolve_enlarged(given, kernel, factor) + bias
         hidden = jax.nn.relu(hidden)  # b y x d
         x = x - x.mean((1, 2), keepdims=True)
         x = x * jax.lax.rsqrt((x**2).mean((1, 2), keepdims=True) + 1e-5)
@@ -336,6 +336,8 @@ class Stitching(nnx.Module):
     `shoulder` sees the driven keypoints and keeps the picture's lower border where it is; `mouth`
     and `eye` see how far these are open in the source and shall be (2 and 3 numbers).
     """
+
+    shoulder: SmallNetwork
 
     def __init__(self, config: LivePortraitConfig, rngs: nnx.Rngs):
         flat = 3 * KEYPOINTS

@@ -45,7 +45,7 @@ TRUNKS = {
     ),
 }
 # Pictures in [-1, 1] to the mean and deviation that the trunks were trained with.
-SHIFT, SCALE = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])
+SHIFT, SCALE = np.array([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]], np.float32)
 
 
 class LPIPS(nnx.Module):
@@ -92,7 +92,7 @@ class I3DConfig:
 
 # Layers in order. Convolutions: channels, kernel, stride. Pools: window and stride over
 # (frames, rows, columns). Mixed: channels of b0, b1a, b1b, b2a, b2b, b3b.
-I3D_LAYERS = {
+I3D_LAYERS: dict[str, tuple] = {
     "Conv3d_1a_7x7": (64, 7, 2),
     "MaxPool3d_2a_3x3": ((1, 3, 3), (1, 2, 2)),
     "Conv3d_2b_1x1": (64, 1, 1),
@@ -241,7 +241,7 @@ class ArcFace(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Embeddings (b d), of any length, of aligned faces (b y x 3) in [-1, 1]."""
         x = self.prelu(self.bn1(self.conv1(x)))  # b y x d
-        for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
+        for block in (block for number in range(1, 5) for block in getattr(self, f"layer{number}")):
             x = block(x)  # b y x d
         x = rearrange(self.bn2(x), "b y x d -> b (y x d)")
         return self.features(self.fc(x))  # b d
@@ -283,7 +283,7 @@ def pairs(padding: tuple[int, ...]) -> list[tuple[int, int]]:
 class ConvNorm(nnx.Module):
     """Convolution, norm, ReLU, and pooling if any."""
 
-    def __init__(self, size: int, out: int, spec: tuple, rngs: nnx.Rngs):
+    def __init__(self, size: int, out: int, spec: list, rngs: nnx.Rngs):
         kernel, stride, padding, *self.pool = spec
         self.conv = nnx.Conv(size, out, kernel, stride, padding=pairs(padding), rngs=rngs)
         self.bn = batch_norm(out)

@@ -85,8 +85,8 @@ class JointAttention(nnx.Module):
         if text is not None:
             groups.append(self.text_heads(text))
         attended = attend(*map(list, zip(*groups)), self.kernel)
-        image, *text = (rearrange(x, "... l h k -> ... l (h k)") for x in attended)
-        return self.to_out(image), self.to_add_out(text[0]) if hasattr(self, "to_add_out") else None
+        image, *others = (rearrange(x, "... l h k -> ... l (h k)") for x in attended)
+        return self.to_out(image), self.to_add_out(others[0]) if hasattr(self, "to_add_out") else None
 
     def image_heads(self, image: jax.Array) -> tuple[jax.Array, ...]:
         q, k, v = self.split(layers.together(image, self.to_q, self.to_k, self.to_v))  # ... n h k

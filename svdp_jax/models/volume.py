@@ -68,7 +68,7 @@ class Conv3d(nnx.Module):
 
 def added_along_z(given: jax.Array, taps: int) -> jax.Array:
     """What slices b z y x (k o) give to the slices around them, summed: b z y x o."""
-    depth, reach, total = given.shape[1], taps // 2, 0
+    depth, reach, total = given.shape[1], taps // 2, jnp.zeros((), given.dtype)
     for shift, part in zip(range(-reach, reach + 1), jnp.split(given, taps, axis=-1)):
         part = part[:, max(shift, 0) : max(depth + min(shift, 0), 0)]
         pad = [(0, 0)] * given.ndim

@@ -49,7 +49,7 @@ def seconds(
     b = config.model.backbone
     sizes = {"joint attention": b.width // b.heads, "attn2 attention": b.width // b.heads,
              "video attention": b.width // config.model.video.heads}  # fmt: skip
-    rate = lambda size: np.interp(size, *zip(*sorted(chip.attention.items())))
+    rate = lambda size: np.interp(size, sorted(chip.attention), [chip.attention[k] for k in sorted(chip.attention)])
     matmul = sum(x for part, x in flops.items() if part not in sizes)
     attention = sum(flops[part] / rate(size) for part, size in sizes.items())
     each = clips / chips / 1e12

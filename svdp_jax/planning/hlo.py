@@ -13,7 +13,7 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
 
     What is inside a loop counts as often as the loop runs.
     """
-    bodies, entry = {}, None
+    bodies, entry = {}, ""
     for line in text.splitlines():
         start = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
         if start:

@@ -5,7 +5,7 @@ A clip of these is `NAME.frames` beside `NAME.npy`, its track in pixels of the c
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +87,7 @@ def read(path: Path, indices: Iterable[int] | None = None) -> Iterator[np.ndarra
 
 def pack(track: face.Track) -> np.ndarray:
     """A track as (f,) FACES, fit for np.save."""
-    rows = np.empty(len(track.found), FACES)
+    rows: np.ndarray = np.empty(len(track.found), FACES)
     for name, values in zip(face.Face._fields, track.faces, strict=True):
         rows[name] = values
     rows["found"] = track.found
@@ -99,7 +99,7 @@ def unpack(rows: np.ndarray) -> face.Track:
 
 
 @contextlib.contextmanager
-def tracks_writer(path: Path) -> Iterator[Callable[[face.Track], None]]:
+def tracks_writer(path: Path) -> Generator[Callable[[face.Track], None]]:
     """Puts tracks one after the other into one file as they come; it appears complete or not at all."""
     partial, count = path.with_name(f".{path.name}.partial"), 0
 

@@ -237,12 +237,12 @@ def measure(known: Known, clip: Measured) -> dict[str, float]:
     }
 
 
-def spread(points: np.ndarray) -> float:
+def spread(points: np.ndarray | jax.Array) -> float:
     """The size of a head: the root mean square distance of its keypoints k 3 from their centre."""
     return float(np.sqrt(((points - points.mean(0)) ** 2).sum(-1).mean()))
 
 
-def shape_distance(first: np.ndarray, second: np.ndarray) -> float:
+def shape_distance(first: np.ndarray | jax.Array, second: np.ndarray | jax.Array) -> float:
     """Between the mean canonical keypoints of two clips b k 3, after centring and scaling them."""
     shapes = [np.asarray(x).mean(0) for x in (first, second)]
     shapes = [(x - x.mean(0)) / spread(x) for x in shapes]

@@ -7,7 +7,7 @@ the same folders. Progress is counted from the files that are there, so it is sh
 import logging
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -22,8 +22,8 @@ class Stage(NamedTuple):
 
     title: str
     work: Callable  # (job, advance): advance(frames) may be called as it goes on
-    done: Callable[[object], bool]
-    weight: Callable[[object], int]  # frames of a job
+    done: Callable[[Any], bool]
+    weight: Callable[[Any], int]  # frames of a job
 
 
 def run(stage: Stage, jobs: list, beam: list[str]) -> None:
@@ -69,7 +69,7 @@ def _watch(stage: Stage, todo: list, bar: tqdm, finished: threading.Event) -> No
     while True:
         last = finished.wait(POLL)
         waiting = [job for job in waiting if not stage.done(job)]
-        bar.update(bar.total - sum(map(stage.weight, waiting)) - bar.n)
+        bar.update((bar.total or 0) - sum(map(stage.weight, waiting)) - bar.n)
         if last:
             return
 

@@ -32,7 +32,7 @@ class Rejected(NamedTuple):
 
 
 class Report(NamedTuple):
-    counts: list[tuple[str, str]]
+    counts: list[tuple[str, int]]
     rejected: list[Rejected]
     clips: list[dict]  # one row of the table of clips each
     rows: list[list[np.ndarray]]  # of the contact sheet, see `row`

@@ -84,7 +84,7 @@ class _Witness:
     """Sees every view of a shot go by and remembers a few numbers."""
 
     def __init__(self):
-        self.changes, self.faces, self.times, self.thumb = [], [], [], None
+        self.changes, self.faces, self.times = [], [], []
 
     def images(self, views: Iterable[_View]) -> Iterator[np.ndarray]:
         for number, view in enumerate(views):

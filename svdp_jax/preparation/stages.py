@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ class Job(NamedTuple):
 
     out: Path
     settings: Settings
-    item: NamedTuple
+    item: Any  # a Source, Clip, Pairing or Shard, as the stage takes them
 
 
 class Pairing(NamedTuple):
@@ -150,7 +150,7 @@ def cut_crops(job: Job, advance: Callable) -> None:
         name, facts = f"{source.name}-{number:03}", shot["facts"]
         box, reason = _cut_shot(job, frames, shot, row, partial / f"{number:03}", advance)
         row += shot["count"] * shot["tracked"]
-        if reason:
+        if box is None or reason:
             rejected.append({"name": name, "reason": reason, "thumb": shot["thumb"]})
             continue
         clips.append(crops.Clip(name, source.name, source.path, source.person, source.licence,

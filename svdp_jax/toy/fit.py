@@ -98,7 +98,7 @@ def fit(frames, identity):
         grids = grids.at[..., jnp.array([person.Motion._fields.index(name) for name in values])].set(grid)
         return refined(identity, frames, likeliest(identity, frames, grids))
 
-    usual = person.Motion(*jnp.zeros(len(person.RANGES)))._replace(blink=-0.4, mouth_open=-0.3)
+    usual = person.Motion(*jnp.zeros(len(person.RANGES)))._replace(blink=jnp.float32(-0.4), mouth_open=jnp.float32(-0.3))
     places = jnp.broadcast_to(jnp.array(usual), (len(frames), len(person.RANGES)))
     # grids of one size compile once
     places = descend(places, yaw=spread(0.9, 6), pitch=spread(0.9, 6), roll=spread(0.9, 5))

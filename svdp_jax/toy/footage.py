@@ -85,11 +85,8 @@ def load(path: Path) -> Truth:
     """The truth beside a video; UserError where there is none."""
     try:
         with np.load(truth_path(path)) as file:
-            parts = (
-                kind(*(file[f"{kind.__name__.lower()}.{name}"] for name in kind._fields))
-                for kind in (person.Identity, person.Motion)
-            )
-            return Truth(*parts, complex(file["corner"]), int(file["drawn"]))
+            read = lambda kind: kind(*(file[f"{kind.__name__.lower()}.{name}"] for name in kind._fields))
+            return Truth(read(person.Identity), read(person.Motion), complex(file["corner"]), int(file["drawn"]))
     except (OSError, ValueError, KeyError):
         raise UserError(
             f"{path}: no truth of the toy world beside it; only footage from --draw-toy can be paired so."

@@ -37,7 +37,7 @@ PATIENCE = 4  # checks without progress on drivers that look different
 PROGRESS = 0.01  # share by which an error must fall to count
 COPYING = 0.05  # share by which the self-driven error has fallen meanwhile
 LOOKS_DIFFER = 8.0  # grey levels between driver and target, in the mean over what is kept
-TINT = np.float32([0.7, 1.0, 1.25])  # another complexion, where there is no other driver
+TINT = np.array([0.7, 1.0, 1.25], np.float32)  # another complexion, where there is no other driver
 
 
 class Drivers(NamedTuple):

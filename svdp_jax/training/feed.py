@@ -9,7 +9,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+import grain
 
 from svdp_jax.errors import UserError
 
@@ -47,7 +49,7 @@ class Feed:
     the iterator after the last batch that was taken. `reading`: what the iterator reads by.
     """
 
-    def __init__(self, iterator: Iterator[dict], tell: Callable, reading: Reading):
+    def __init__(self, iterator: grain.DatasetIterator, tell: Callable, reading: Reading):
         self.iterator, self.tell, self.reading = iterator, tell, reading
         self.state = iterator.get_state()
         self.seen, self.replaced = 0, 0

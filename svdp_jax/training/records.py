@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -231,7 +231,7 @@ def open_records(config: configs.Config) -> Records:
 def record_example(config: configs.Config, _: Path):
     """Index to an example from records. An epoch visits every stretch of every clip once, in an order of its own."""
     data, (records, layout, stretches) = config.data, open_records(config)
-    order = grain.MapDataset.range(len(stretches)).seed(config.seed).shuffle().repeat()
+    order: Any = grain.MapDataset.range(len(stretches)).seed(config.seed).shuffle().repeat()
 
     def example(index: int) -> dict:
         random = np.random.default_rng((config.seed, index))

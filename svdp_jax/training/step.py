@@ -70,7 +70,7 @@ class Frozen(NamedTuple):
     """What training reads and never changes: the codec's weights, and the prompt (t w), (w,)."""
 
     codec: nnx.State
-    prompt: tuple[jax.Array, jax.Array]
+    prompt: tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
 
 
 def seen(driving: jax.Array, factor: int, dtype) -> jax.Array:
@@ -181,7 +181,7 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
     return update
 
 
-def norms(kind: str, tree: nnx.State) -> dict[str, jax.Array]:
+def norms(kind: str, tree: nnx.State | optax.Updates) -> dict[str, jax.Array]:
     """Norms of gradients or updates by group of parameters, such as gradient_norm/image.dual."""
     groups = defaultdict(list)
     for name, leaf in checkpoint.named(tree).items():

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -43,7 +43,7 @@ def listen() -> None:
     if _pipe is None:
         _pipe = os.pipe()
         os.set_blocking(_pipe[1], False)
-        threading.Thread(target=_watch, daemon=True).start()
+        threading.Thread(target=_watch, args=_pipe[:1], daemon=True).start()
     signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # the byte in the pipe is what counts
@@ -53,7 +53,7 @@ def together(client, host: int) -> None:
     """From here on this host ends with the others. client: of JAX's coordination service."""
     global _hosts
     _hosts = client, host
-    threading.Thread(target=_hear, daemon=True).start()
+    threading.Thread(target=_hear, args=(client,), daemon=True).start()
 
 
 def asked() -> bool:
@@ -62,7 +62,7 @@ def asked() -> bool:
 
 
 @contextmanager
-def work_to_save() -> Iterator[None]:
+def work_to_save() -> Generator[None]:
     """Within, the process is not ended from outside; the code there must look at `asked`, and save."""
     _unsaved.set()
     try:
@@ -74,23 +74,23 @@ def work_to_save() -> Iterator[None]:
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
+def at_once() -> Generator[None]:
     """Where the code within fails, the process ends: it waits for no thread that hangs, and takes the other hosts along."""
     try:
         yield
     except SystemExit as end:
         if end.code:
-            _leave(end.code, "", FAILED, str(end.__context__))
+            _leave(end.code if isinstance(end.code, int) else 1, "", FAILED, str(end.__context__))
         raise
     except Exception as error:
         traceback.print_exc()
         _leave(1, "", FAILED, f"{type(error).__name__}: {error}")
 
 
-def _watch() -> None:
+def _watch(heard: int) -> None:
     interrupts = 0
     while True:
-        number = os.read(_pipe[0], 1)[0]
+        number = os.read(heard, 1)[0]
         if number not in SIGNALS:
             continue
         interrupts += number == signal.SIGINT
@@ -103,8 +103,7 @@ def _watch() -> None:
             print("Stopping after this step; once more Ctrl-C ends at once.", file=sys.stderr, flush=True)
 
 
-def _hear() -> None:
-    client, _ = _hosts
+def _hear(client) -> None:
     while True:
         time.sleep(LOOK)
         try:

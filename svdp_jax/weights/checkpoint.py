@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -84,7 +85,7 @@ class Saver:
     """Writes trees of arrays into a new folder, one below each name, while the caller goes on."""
 
     def __init__(self, *names: str):
-        handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in names}
+        handlers: Any = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in names}
         self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
 
     def save(self, folder: Path, **trees: dict) -> None:
@@ -119,7 +120,7 @@ def about(folder: Path) -> dict:
         ) from None
 
 
-def abstract_network(folder: Path) -> nnx.Module:
+def abstract_network(folder: Path) -> Any:
     """The network of a weights folder with shapes in place of arrays."""
     facts = about(folder)
     if facts["network"] not in NETWORKS:
@@ -129,7 +130,7 @@ def abstract_network(folder: Path) -> nnx.Module:
     return nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))
 
 
-def load_network(folder: Path, dtype=None) -> nnx.Module:
+def load_network(folder: Path, dtype=None) -> Any:
     """The network of a weights folder, on one device, in the dtype given or that stored."""
     graph, state = nnx.split(abstract_network(folder))
     stored = stored_arrays(folder / "params")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def tokenize(folder: Path, prompts: list[str], length: int) -> np.ndarray:
         raise UserError("to encode a prompt, pip install 'svdp_jax[convert]'.") from None
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; a prompt needs the three tokenizers' folders.")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
     return tokens["input_ids"].astype(np.int32)
 
