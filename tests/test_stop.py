@@ -121,7 +121,14 @@ def test_no_host_ends_alone(started, tmp_path, first, second, told, status, word
         assert host.returncode == status and said in errors, errors
 
 
-@pytest.mark.parametrize("code, status", [(FAIL, 2), ("with stop.at_once(): 1 / 0", 1)])
-def test_a_failure_ends_the_process_though_a_thread_hangs(started, code, status):
+WORDS = "import sys\nwith stop.at_once(): sys.exit('disk is gone')"
+
+
+@pytest.mark.parametrize(
+    "code, status, said",
+    [(FAIL, 2, "disk is gone"), ("with stop.at_once(): 1 / 0", 1, "ZeroDivisionError"), (WORDS, 1, "gone\n")],
+)
+def test_a_failure_ends_the_process_though_a_thread_hangs(started, code, status, said):
     _, errors = (process := started(HANG + code)).communicate(timeout=10)
-    assert process.returncode == status and ("disk is gone" in errors or "ZeroDivisionError" in errors)
+    assert process.returncode == status and said in errors
+    assert ("Traceback" in errors) == (said == "ZeroDivisionError")

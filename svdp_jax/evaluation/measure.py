@@ -37,7 +37,7 @@ LIPS_CROP, LIPS_DROP = 1.4, 0.2
 LIPS_RATE, LIPS_WINDOW = 25, 5  # frames per second; frames
 SOUND_STEP, SOUND_WINDOW = 4, 20  # rows of cepstral coefficients per frame, and per window
 # Points of MediaPipe's face mesh with irises: of the picture's left eye, then of its right one.
-MESH = metrics.Eyes(*np.array([[33, 263], [133, 362], [159, 386], [145, 374], [468, 473]]))
+MESH = metrics.Eyes(*np.array([[33, 263], [133, 362], [159, 386], [145, 374], [468, 473]]))  # outer, inner, top, bottom, iris
 MESH_POINTS = 478
 
 

@@ -80,7 +80,8 @@ def at_once() -> Generator[None]:
         yield
     except SystemExit as end:
         if end.code:
-            _leave(end.code if isinstance(end.code, int) else 1, "", FAILED, str(end.__context__))
+            status, words = (end.code, "") if isinstance(end.code, int) else (1, end.code)  # as Python would
+            _leave(status, words, FAILED, str(end.__context__ or words))
         raise
     except Exception as error:
         traceback.print_exc()
