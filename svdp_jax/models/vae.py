@@ -11,6 +11,7 @@ Sources: Rombach et al. 2022 (arXiv 2112.10752); Stability AI, SD3 and SD3.5.
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -46,6 +47,7 @@ class PixelCodec(nnx.Module):
     """Exact codec without parameters: every `factor` x `factor` patch becomes the channels."""
 
     at_once = 1024  # frames, see `each_frame`
+    dtype = jnp.float32  # in which it is exact
 
     def __init__(self, factor: int):
         self.factor, self.channels = factor, 3 * factor**2
@@ -216,6 +218,11 @@ class Autoencoder(nnx.Module):
         self.channels = config.latent_channels
         self.shift, self.scale = config.shift_factor, config.scaling_factor
 
+    @property
+    def dtype(self):
+        """That of the weights, in which it computes."""
+        return self.encoder.conv_in.kernel.dtype
+
     def encode(self, images: jax.Array) -> jax.Array:
         """Pictures (... y x 3) to latents (... y/factor x/factor channels)."""
         images, leading = pack([images], "* y x c")
@@ -227,6 +234,29 @@ class Autoencoder(nnx.Module):
         latents, leading = pack([latents], "* y x c")
         images = self.decoder(latents / self.scale + self.shift)
         return unpack(images, leading, "* y x c")[0]
+
+
+# Pixels a side of the largest picture in one piece, whose decoder needs 4 GB in float32; larger ones are cut
+# into tiles of this size, which overlap.
+TILE, OVERLAP = 1024, 256
+
+
+def encode_frames(codec, pixels: jax.Array) -> jax.Array:
+    """Latents, float32, of pixels (... y x 3) uint8, in as many pieces as it takes to fit beside a model."""
+    tile = lambda x: codec.encode(from_uint8(x, codec.dtype)).astype(jnp.float32)
+    return each_frame(whole_or_tiled(tile, pixels, TILE, OVERLAP, 1 / codec.factor), pixels, codec.at_once)
+
+
+def decode_frames(codec, latents: jax.Array) -> jax.Array:
+    """Pixels (... y x 3) uint8 of latents, in pieces likewise."""
+    tile = lambda z: codec.decode(z.astype(codec.dtype)).astype(jnp.float32)
+    picture = whole_or_tiled(tile, latents, TILE // codec.factor, OVERLAP // codec.factor, codec.factor)
+    return each_frame(lambda z: to_uint8(picture(z)), latents, codec.at_once)
+
+
+def whole_or_tiled(fn: Callable, x: jax.Array, tile: int, overlap: int, factor: float) -> Callable:
+    """`fn` itself where the frames x (... y x c) are no larger than a tile."""
+    return fn if max(x.shape[-3:-1]) <= tile else partial(tiled, fn, tile=tile, overlap=overlap, factor=factor)
 
 
 def each_frame(fn: Callable, frames: jax.Array, at_once: int) -> jax.Array:

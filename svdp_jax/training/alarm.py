@@ -28,7 +28,7 @@ from flax import nnx
 
 from svdp_jax import parallel
 from svdp_jax.faces import face
-from svdp_jax.models.vae import each_frame, to_uint8
+from svdp_jax.models.vae import decode_frames
 from svdp_jax.training import records
 from svdp_jax.training.journal import Journal
 from svdp_jax.training.step import Frozen, make_loss
@@ -100,8 +100,11 @@ def as_pictures(codec, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if batch["target"].dtype == np.uint8:
         return batch
     seen = repeat(batch["seen"] > 127, "b f y x c -> b f (y i) (x j) c", i=codec.factor, j=codec.factor)
-    show = jax.jit(lambda x: each_frame(lambda z: to_uint8(codec.decode(z.astype(jnp.float32))), x, codec.at_once))
-    pictures = {name: np.asarray(show(part)) for name, part in batch.items() if name != "seen"}
+    graph, weights = nnx.split(codec)
+    show = jax.jit(lambda weights, x: decode_frames(nnx.merge(graph, weights), x))
+    # Every process has its own rows, so that each works with its own copy of the weights.
+    here = jax.tree.map(lambda w: w.addressable_data(0), weights)
+    pictures = {name: np.asarray(show(here, part)) for name, part in batch.items() if name != "seen"}
     return pictures | {"driving": face.mask_driving(pictures["driving"], seen[..., 0])}
 
 
@@ -109,7 +112,7 @@ def make_watch(config, graph, codec_graph, frozen: Frozen, mesh, example, journa
     """The watch for copying: errors with all conditions but the past, always at the same times and noise."""
     everything = dataclasses.replace(config.flow, dropout=(0.0, 0.0, 0.0, 1.0))
     measured = jax.jit(make_loss(dataclasses.replace(config, flow=everything), graph, codec_graph))
-    no_past = jnp.zeros((), config.dtype)
+    no_past = jnp.zeros(())
     rows = parallel.own_rows(mesh, config.data.batch)
 
     def error(weights, constants, batch):

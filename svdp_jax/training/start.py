@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.training.step import Frozen, State, state_maker
+from svdp_jax.training.step import WEIGHTS, Frozen, State, state_maker, stream
 from svdp_jax.weights import checkpoint
 from svdp_jax.weights.prompts import prompt_of
 
@@ -15,7 +15,7 @@ from svdp_jax.weights.prompts import prompt_of
 def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
     """A fresh state on the mesh, with the weights of the folder that the config names, if it does."""
     graph, make = state_maker(config, mesh)
-    state = make(jax.random.key(config.seed))
+    state = make(stream(config, WEIGHTS))
     weights, constants = state.weights, state.constants
     if not (config.start or config.backbone):
         return graph, state
@@ -30,5 +30,6 @@ def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.
 
 def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:
     """The codec's graph, and what is frozen, whole on every device."""
-    graph, weights = nnx.split(checkpoint.load_codec(config.model.codec))
-    return graph, jax.device_put(Frozen(weights, prompt_of(config)), parallel.sharding(mesh))
+    whole = parallel.sharding(mesh)
+    graph, weights = nnx.split(checkpoint.load_codec(config.model.codec, config.dtype, whole))
+    return graph, Frozen(weights, jax.device_put(prompt_of(config), whole))

@@ -130,12 +130,13 @@ def abstract_network(folder: Path) -> Any:
     return nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))
 
 
-def load_network(folder: Path, dtype=None) -> Any:
-    """The network of a weights folder, on one device, in the dtype given or that stored."""
+def load_network(folder: Path, dtype=None, sharding=None) -> Any:
+    """The network of a weights folder, in the dtype given or that stored, laid out so or on one device of this process."""
     graph, state = nnx.split(abstract_network(folder))
     stored = stored_arrays(folder / "params")
     typed = {
-        path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf).dtype) for path, leaf in named(state).items()
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf).dtype, sharding=sharding)
+        for path, leaf in named(state).items()
     }
     return nnx.merge(graph, load_weights(folder, replaced(state, typed)))
 
@@ -157,7 +158,7 @@ def read_arrays(folder: Path, like: dict) -> dict:
     """
     if faults := misfits(like, stored_arrays(folder)):
         raise UserError(f"{folder} does not fit this network: {'; '.join(faults)}.")
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     restore_args = {
         path: ocp.ArrayRestoreArgs(sharding=leaf.sharding or here, global_shape=leaf.shape, dtype=leaf.dtype)
         for path, leaf in like.items()
@@ -264,10 +265,13 @@ CODECS = {
 }
 
 
-def load_codec(config: configs.Codec) -> PixelCodec | Autoencoder:
-    """The codec of a model; the autoencoder's weights come from the folder that the config names."""
+def load_codec(config: configs.Codec, dtype=np.float32, sharding=None) -> PixelCodec | Autoencoder:
+    """The codec of a model; the autoencoder's weights come from the folder that the config names.
+
+    It computes in the dtype, not in that in which the weights are stored: float16 is too narrow for some autoencoders.
+    """
     if config.kind == "pixels":
         return CODECS[config.kind](config)
     if not config.weights:
         raise UserError("config.model.codec.weights must name the folder of the converted autoencoder.")
-    return load_network(Path(config.weights))
+    return load_network(Path(config.weights), dtype, sharding)
