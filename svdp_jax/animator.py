@@ -7,25 +7,29 @@ for frame in animator.animate("me.jpg", "driver.mp4"):
     ...  # (h, w, 3) uint8
 """
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import pack, unpack
 from flax import nnx
 
 import svdp_jax
-from svdp_jax import config as configs
+from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance, sampler
+from svdp_jax.errors import UserError
 from svdp_jax.faces import scene as scenes
 from svdp_jax.faces.scene import Scene, Take, quietly
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter, leave
-from svdp_jax.models.vae import from_uint8, to_uint8
+from svdp_jax.models.vae import decode_frames, encode_frames
 from svdp_jax.weights import checkpoint, shipped
 from svdp_jax.weights.prompts import prompt_of
 
@@ -43,22 +47,42 @@ class Animator:
     `size` is the side of its pictures in pixels; `provenance` is what its files say of themselves.
     """
 
-    def __init__(self, config: configs.Config, model: nnx.Module, codec, fingerprint: str = "unsaved"):
+    def __init__(self, config: configs.Config, model: nnx.Module, codec, fingerprint: str = "unsaved", mesh=None):
+        """mesh: devices to work on, all of this process by default. Model and codec are cast to the config's dtype."""
         self.config, self.size = config, config.data.size
         self.provenance = provenance(fingerprint)
-        graph, state = nnx.split(model)
-        self.state = jax.tree.map(lambda w: w.astype(config.dtype), state)
-        text, pooled = (jnp.asarray(x, config.dtype) for x in prompt_of(config))
-        self.encode = jax.jit(lambda pixels: codec.encode(from_uint8(pixels, config.dtype)))
-        self.decode = jax.jit(lambda latents: to_uint8(codec.decode(latents)))
+        self.mesh = mesh or sampling_mesh(config, jax.local_devices())
+        (graph, state), (codec_graph, codec_weights) = nnx.split(model), nnx.split(codec)
+        cast = lambda w: w.astype(config.dtype)
+        self.state, codec_weights = jax.tree.map(cast, (state, codec_weights))
+        if mesh is None:
+            self.state, codec_weights = jax.device_put((self.state, codec_weights), parallel.sharding(self.mesh))
+        prompt = tuple(np.asarray(x, config.dtype) for x in prompt_of(config))
+
+        def on_frames(function):
+            """`function(codec, frames)` of any number of frames (... y x c), divided over the devices."""
+            local = lambda weights, frames: function(nnx.merge(codec_graph, weights), frames)
+
+            @jax.jit
+            def run(weights, frames):
+                flat, leading = pack([frames], "* y x c")
+                return unpack(parallel.each_spread(local, weights, flat), leading, "* y x c")[0]
+
+            return lambda frames: self.on_mesh(run, codec_weights, frames)
+
+        self.encode, self.decode = on_frames(encode_frames), on_frames(decode_frames)
 
         @jax.jit
         def advance(state, x, times, weights, conditions):
-            prompt = (jnp.broadcast_to(part, (len(x), *part.shape)) for part in (text, pooled))
-            network = nnx.merge(graph, state)
-            return sampler.advance(network, x, times, *prompt, conditions, config.model, weights)
+            text, pooled = (jnp.broadcast_to(part, (len(x), *part.shape)) for part in prompt)
+            network = nnx.merge(graph, parallel.gathered(state))
+            return sampler.advance(network, x, times, text, pooled, conditions, config.model, weights)
 
         self.advance = advance
+
+    def on_mesh(self, function: Callable, *arguments):
+        with jax.set_mesh(self.mesh):
+            return function(*arguments)
 
     @classmethod
     def load(cls, folder=None) -> "Animator":
@@ -66,7 +90,7 @@ class Animator:
         the model that comes with the package. UserError where there is none."""
         folder = shipped.find(folder)
         config, model = shipped.load(folder)
-        codec = checkpoint.load_codec(config.model.codec)
+        codec = checkpoint.load_codec(config.model.codec, config.dtype)
         return cls(config, model, codec, shipped.fingerprint(folder))
 
     def animate(
@@ -148,27 +172,62 @@ class Animator:
         """
         f, p = self.config.data.frames, self.config.data.past
         sampling = sampling or self.config.sampling
-        times, weights = flow.schedule(sampling.steps, sampling.shift), guidance.weights(sampling)
+        times, weights = np.asarray(flow.schedule(sampling.steps, sampling.shift)), guidance.weights(sampling)
+        at_start = guidance.at_start(weights, self.config.model.video.null)
         # All steps in one call, or one by one for somebody who watches.
         stretches = [times[i : i + 2] for i in range(sampling.steps)] if watch else [times]
-        source = self.encode(source)
-        past = jnp.zeros((len(source), p, *source.shape[1:]), source.dtype)
-        frames = iter(driving)
+        source, past, frames = self.encode(source), None, iter(driving)
         for segment in itertools.count():
             chunk = list(itertools.islice(frames, f))
             if not chunk:
                 return
             padded = np.stack(chunk + [chunk[-1]] * (f - len(chunk)), axis=1)  # b f y x c
-            conditions = {"source": source, "driving": self.encode(padded), "past": past}
+            driver = self.encode(padded)
             key = jax.random.fold_in(jax.random.key(seed), segment)
-            x = jax.random.normal(key, conditions["driving"].shape, source.dtype)
+            x, nothing = self.on_mesh(start, np.asarray(jax.random.key_data(key)), driver, p)
+            conditions = {"source": source, "driving": driver, "past": past if segment else nothing}
             for step, times in enumerate(stretches):
-                x = self.advance(self.state, x, times, weights, conditions)
+                x = self.on_mesh(self.advance, self.state, x, times, weights if segment else at_start, conditions)
                 if watch:
                     jax.block_until_ready(x)
                     yield Step(segment, step)
-            past = x[:, f - p :]
+            past = self.on_mesh(last, x, p)
             yield from np.moveaxis(np.asarray(self.decode(x)), 1, 0)[: len(chunk)]
+
+
+@partial(jax.jit, static_argnums=2)
+def start(key: jax.Array, like: jax.Array, past: int) -> tuple[jax.Array, jax.Array]:
+    """Noise for a segment, like these latents b f y x c, and as many past frames of nothing, b p y x c."""
+    return flow.noise(jax.random.wrap_key_data(key), like.shape), jnp.zeros_like(like[:, :1]).repeat(past, 1)
+
+
+@partial(jax.jit, static_argnums=1)
+def last(x: jax.Array, past: int) -> jax.Array:
+    """The last frames of a segment, b f y x c."""
+    return x[:, x.shape[1] - past :]
+
+
+def sampling_mesh(config: configs.Config, devices: list) -> jax.sharding.Mesh:
+    """As many of these devices as a segment divides over: its branches of guidance first, which need not
+    talk to each other, then its frames."""
+    branches = len(guidance.weights(config.sampling)) if config.model.video.null == "zeros" else 1
+    shapes = (
+        configs.Mesh(data=data, context=count // data)
+        for count in range(len(devices), 0, -1)
+        for data in range(min(branches, count), 0, -1)
+        if count % data == 0
+    )
+    shape = next(shape for shape in shapes if shape.context == 1 or divides(config, shape))
+    return parallel.make_mesh(shape, devices[: shape.data * shape.context])
+
+
+def divides(config: configs.Config, shape: configs.Mesh) -> bool:
+    """Whether frames, and what attention divides, divide over a mesh."""
+    try:
+        configs.check(dataclasses.replace(config, mesh=shape))
+        return True
+    except UserError:
+        return False
 
 
 def provenance(fingerprint: str) -> dict[str, str]:

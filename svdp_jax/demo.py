@@ -281,10 +281,10 @@ def inputs(studio: Studio, examples: list[example.Example]) -> tuple[list, list,
 
 
 def compile_model(animator: Animator) -> None:
-    """Makes one frame step by step, so that no visitor waits for the compiler."""
+    """Makes a segment and the next step by step, so that no visitor waits for the compiler."""
     still = np.zeros((1, animator.size, animator.size, 3), np.uint8)
     once = dataclasses.replace(animator.config.sampling, steps=1)
-    for _ in animator.generate(still, [still], sampling=once, watch=True):
+    for _ in animator.generate(still, [still] * (animator.config.data.frames + 1), sampling=once, watch=True):
         pass
 
 

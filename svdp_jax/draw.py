@@ -17,7 +17,7 @@ from svdp_jax.diffusion.sampler import euler
 from svdp_jax.errors import UserError
 from svdp_jax.media.images import write_image
 from svdp_jax.models.mmdit import MMDiT
-from svdp_jax.models.vae import Autoencoder, to_uint8
+from svdp_jax.models.vae import Autoencoder, decode_frames
 from svdp_jax.weights import prompts
 from svdp_jax.weights.checkpoint import abstract_network, load_network
 
@@ -68,15 +68,15 @@ def latents(
     def velocity(x, s):
         jax.debug.callback(on_step)
         both = jnp.concatenate([x, x]).astype(dtype)
-        away, towards = jnp.split(model(both, jnp.full(2 * b, s), text, pooled), 2)
-        return (away + guidance * (towards - away)).astype(x.dtype)
+        away, towards = jnp.split(model(both, jnp.full(2 * b, s), text, pooled).astype(x.dtype), 2)
+        return away + guidance * (towards - away)
 
     return euler(velocity, noise, schedule(steps))
 
 
 def picture(codec: Autoencoder, z: jax.Array) -> jax.Array:
     """Latents b y x c to pictures b y x 3 of whole numbers, 0 to 255."""
-    return to_uint8(codec.decode(z.astype(codec.decoder.conv_in.kernel.dtype)))
+    return decode_frames(codec, z)
 
 
 def read_prompts(options: argparse.Namespace) -> tuple:

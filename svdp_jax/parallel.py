@@ -205,6 +205,29 @@ def on_devices(function: Callable, *dimensions: str) -> Callable:
     return jax.shard_map(function, in_specs=place, out_specs=place, check_vma=False)
 
 
+def evenly(function: Callable, rows) -> jax.Array:
+    """`function` of a tree of arrays (b ...), filled up so that they divide over the devices that share a batch."""
+    mesh, b = many(), len(jax.tree.leaves(rows)[0])
+    extra = -b % (mesh.shape["data"] * mesh.shape["fsdp"]) if mesh else 0
+    return function(jax.tree.map(lambda x: filled(x, extra), rows))[:b]
+
+
+def filled(x: jax.Array, extra: int) -> jax.Array:
+    """x (b ...) and its last row so many times again."""
+    return jnp.concatenate([x, jnp.repeat(x[-1:], extra, 0)]) if extra else x
+
+
+def each_spread(function: Callable, constants, frames: jax.Array) -> jax.Array:
+    """`function(constants, frames)` of frames (i ...), as even parts of them on all devices; whole everywhere after."""
+    mesh, count = many(), len(frames)
+    if not mesh:
+        return function(constants, frames)
+    places = PartitionSpec(mesh.axis_names)
+    run = jax.shard_map(function, in_specs=(PartitionSpec(), places), out_specs=places, check_vma=False)
+    made = run(constants, filled(frames, -count % mesh.size))
+    return jax.lax.with_sharding_constraint(made, PartitionSpec())[:count]
+
+
 def context_size() -> int:
     """How many devices share a clip's frames."""
     mesh = many()

@@ -49,7 +49,7 @@ def test_levels_gain_conditions_in_order():
 @pytest.mark.parametrize("null", ["zeros", "drop"])
 def test_dropout_follows_its_chances(null):
     chances = (0.1, 0.2, 0.3, 0.4)
-    draw = lambda key: guidance.with_dropout(total, CONDITIONS, key, chances, null)
+    draw = lambda key: guidance.with_dropout(total, CONDITIONS, key, jnp.array(chances), null)
     values = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))[:, :, 0].ravel()
     shares = [float((values == v).mean()) for v in (0, 1, 11, 111)]
     np.testing.assert_allclose(shares, chances, atol=0.03)

@@ -11,7 +11,7 @@ from operator import add
 import jax
 import jax.numpy as jnp
 
-from svdp_jax.config import Sampling
+from svdp_jax.config import Flow, Sampling
 
 CONDITIONS = ("source", "driving", "past")  # in the order in which levels gain them
 
@@ -20,6 +20,23 @@ def weights(config: Sampling) -> dict[int, float]:
     """Of those of the four levels whose weight is not zero; they sum to one."""
     s, d, p = config.source, config.driving, config.past
     return {i: w for i, w in enumerate((1 - s, s - d, d - p, p)) if abs(w) > 1e-6}
+
+
+def at_start(weights: dict[int, float], null: str) -> dict[int, float]:
+    """The weights for a segment that nothing comes before, where `all` is source and driving.
+
+    With null="drop" no past is left out, as in training. With zeros both levels are the same
+    prediction, which is made once.
+    """
+    if 3 not in weights or (null == "zeros" and 2 not in weights):
+        return weights
+    return {i: w for i, w in weights.items() if i < 2} | {2: weights.get(2, 0.0) + weights[3]}
+
+
+def chances(config: Flow, real_past: jax.Array) -> jax.Array:
+    """Of training's levels, (4,). `real_past` is 0 where there is no past, so that `all` is source and driving."""
+    nothing, source, driving, everything = config.dropout
+    return jnp.array([nothing, source, driving + everything * (1 - real_past), everything * real_past], jnp.float32)
 
 
 def zeroed(conditions: dict, level: jax.Array) -> dict:
@@ -51,15 +68,14 @@ def guided(predict: Callable, conditions: dict, weights: dict[int, float], null:
     return reduce(add, (w * branch for w, branch in zip(weights.values(), branches)))
 
 
-def with_dropout(predict: Callable, conditions: dict, key: jax.Array, chances: tuple[float, ...], null: str) -> jax.Array:
-    """`predict(conditions)` in training, at random levels drawn with these chances.
+def with_dropout(predict: Callable, conditions: dict, key: jax.Array, chances: jax.Array, null: str) -> jax.Array:
+    """`predict(conditions)` in training, at random levels drawn with these chances (4,).
 
     With zeros every example has its own level. Dropped tokens change the shapes,
     so there the whole batch shares one.
     """
-    p = jnp.array(chances)
     if null == "zeros":
         b = conditions["source"].shape[0]
-        return predict(zeroed(conditions, jax.random.choice(key, 4, (b,), p=p)))
+        return predict(zeroed(conditions, jax.random.choice(key, 4, (b,), p=chances)))
     branches = [lambda level=level: predict(dropped(conditions, level)) for level in range(4)]
-    return jax.lax.switch(jax.random.choice(key, 4, p=p), branches)
+    return jax.lax.switch(jax.random.choice(key, 4, p=chances), branches)

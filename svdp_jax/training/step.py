@@ -1,7 +1,8 @@
 """The training step, pure: what a run knows (`State`), the loss of a batch, and the update of the state.
 
 A batch of uint8 pictures or of records becomes latents, a loss and a new state; nothing here reads a file,
-so that `planning` compiles just what `svdp_jax.train` runs.
+so that `planning` compiles just what `svdp_jax.train` runs. The networks alone compute in the config's dtype:
+latents, noise, target and loss are float32.
 """
 
 from collections import defaultdict
@@ -19,8 +20,15 @@ from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.faces import face
 from svdp_jax.models.svdp import SVDP
-from svdp_jax.models.vae import each_frame, from_uint8
+from svdp_jax.models.vae import encode_frames
 from svdp_jax.weights import checkpoint
+
+# Streams of random numbers, apart from one another and from the examples, whose indices are smaller.
+NOISE, WEIGHTS = (1 << 32) - 1, (1 << 32) - 2
+
+
+def stream(config: configs.Config, number: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.seed), np.uint32(number))
 
 
 class State(NamedTuple):
@@ -42,11 +50,15 @@ def rate(config: configs.Config) -> optax.Schedule:
 
 
 def make_optimizer(config: configs.Config) -> optax.GradientTransformation:
+    """AdamW but for its rate, which goes by the step of the state: the optimizer does not count steps that are skipped."""
     o = config.optimizer
     named = lambda path, _: parallel.parameter_name(path).endswith("kernel")
     kernels = lambda weights: jax.tree_util.tree_map_with_path(named, weights)
-    adamw = optax.adamw(rate(config), o.beta1, o.beta2, weight_decay=o.weight_decay, mask=kernels, mu_dtype=o.moment)
-    return optax.chain(optax.clip_by_global_norm(o.clip), adamw)
+    return optax.chain(
+        optax.clip_by_global_norm(o.clip),
+        optax.scale_by_adam(o.beta1, o.beta2, mu_dtype=o.moment),
+        optax.add_decayed_weights(o.weight_decay, kernels),
+    )
 
 
 def state_maker(config: configs.Config, mesh: jax.sharding.Mesh):
@@ -73,9 +85,9 @@ class Frozen(NamedTuple):
     prompt: tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
 
 
-def seen(driving: jax.Array, factor: int, dtype) -> jax.Array:
+def seen(driving: jax.Array, factor: int) -> jax.Array:
     """How much of each latent's place the driver (b f y x 3, uint8) shows: b f y x 1."""
-    shown = (driving != face.GREY).any(-1, keepdims=True).astype(dtype)
+    shown = (driving != face.GREY).any(-1, keepdims=True).astype(jnp.float32)
     return reduce(shown, "b f (y i) (x j) c -> b f y x c", "mean", i=factor, j=factor)
 
 
@@ -85,41 +97,41 @@ def encode(codec, batch: dict, dtype) -> dict:
     weights = jax.tree.map(lambda w: w.astype(dtype), weights)
 
     def local(weights, batch):
-        run = lambda frame: nnx.merge(graph, weights).encode(from_uint8(frame, dtype))
         frames, shapes = pack(list(batch.values()), "* y x c")
-        return dict(zip(batch, unpack(each_frame(run, frames, codec.at_once), shapes, "* y x c")))
+        return dict(zip(batch, unpack(encode_frames(nnx.merge(graph, weights), frames), shapes, "* y x c")))
 
     return parallel.per_device(local, weights, batch)
 
 
 def as_latents(codec, batch: dict, dtype) -> dict:
-    """All parts as latents, and `seen`; records hold just these, pictures are encoded."""
+    """All parts as latents, and `seen`, float32; records hold just these, pictures are encoded in the dtype."""
     if batch["target"].dtype != jnp.uint8:
-        parts = {name: part.astype(dtype) for name, part in batch.items()}
+        parts = {name: part.astype(jnp.float32) for name, part in batch.items()}
         return parts | {"seen": parts["seen"] / 255}
-    return encode(codec, batch, dtype) | {"seen": seen(batch["driving"], codec.factor, dtype)}
+    return encode(codec, batch, dtype) | {"seen": seen(batch["driving"], codec.factor)}
 
 
 def loss(model, batch: dict, key: jax.Array, config: configs.Config, real_past) -> jax.Array:
     """Mean flow-matching loss of a batch of latents; `real_past` is 0 where past frames are zeros.
 
-    batch: conditions and target as latents, text, pooled, and `seen` (b f y x 1).
+    batch: conditions and target as latents, float32, text and pooled in the network's dtype, and
+    `seen` (b f y x 1).
     """
     keys = jax.random.split(key, 3)
-    x0 = batch["target"]  # b f y x c
-    noise = jax.random.normal(keys[0], x0.shape, x0.dtype)
+    x0, dtype = batch["target"], jnp.dtype(config.dtype)  # b f y x c
+    noise = flow.noise(keys[0], x0.shape)
     s = flow.sample_times(keys[1], len(x0), config.flow)
-    conditions = {name: batch[name] for name in guidance.CONDITIONS}
-    conditions["past"] *= real_past
+    conditions = {name: batch[name].astype(dtype) for name in guidance.CONDITIONS}
     x, text, pooled = flow.noised(x0, noise, s), batch["text"], batch["pooled"]
-    predict = lambda kept: model(x, s, text, pooled, policy=config.remat, **kept)
-    prediction = guidance.with_dropout(predict, conditions, keys[2], config.flow.dropout, config.model.video.null)
+    predict = lambda kept: model(x.astype(dtype), s, text, pooled, policy=config.remat, **kept)
+    chances = guidance.chances(config.flow, real_past)
+    prediction = guidance.with_dropout(predict, conditions, keys[2], chances, config.model.video.null)
     weight = 1 + config.flow.focus * batch["seen"]
-    return flow.loss(prediction, x0, noise, s, config.model.predict, weight).mean()
+    return flow.loss(prediction.astype(jnp.float32), x0, noise, s, config.model.predict, weight).mean()
 
 
 def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
-    """The loss of a batch of uint8 pictures or of records, computed in the config's dtype.
+    """The loss of a batch of uint8 pictures or of records, its network computed in the config's dtype.
 
     Takes weights, constants, frozen, batch, key, and 1 or 0 for past frames that are real or zeros.
     """
@@ -149,9 +161,9 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: State, frozen: Frozen, batch: dict):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(stream(config, NOISE), state.step)
         stage = jnp.searchsorted(ends, state.step, side="right")
-        past_on = jnp.asarray(real_past)[stage].astype(config.dtype)
+        past_on = jnp.asarray(real_past)[stage]
 
         def accumulate(total, micro):
             value = gradient(state.weights, state.constants, frozen, *micro, past_on)
@@ -162,14 +174,16 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
         zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.weights)
         keys = jax.random.split(key, o.accumulate)
         (value, gradients), _ = jax.lax.scan(accumulate, zeros, (micros, keys))
-        updates, moments = optimizer.update(gradients, state.optimizer, state.weights)
+        directions, moments = optimizer.update(gradients, state.optimizer, state.weights)
+        now = rate(config)(state.step)
+        updates = jax.tree.map(lambda d: -now * d, directions)
         weights = optax.apply_updates(state.weights, updates)
         # The early average forgets faster, or it would remember the initial weights for long.
         age = state.step.astype(jnp.float32)
         decay = jnp.minimum(o.average, (1 + age) / (10 + age))
         average = jax.tree.map(lambda a, w: decay * a + (1 - decay) * w, state.average, weights)
         norm = optax.tree.norm(gradients)
-        metrics = {"loss": value, "gradient_norm": norm, "rate": rate(config)(state.step)}
+        metrics = {"loss": value, "gradient_norm": norm, "rate": now}
         metrics |= norms("gradient", gradients) | norms("update", updates)
         sound = jnp.isfinite(value) & jnp.isfinite(norm)
         metrics["skipped"] = ~sound
