@@ -54,9 +54,9 @@ class Animator:
         self.mesh = mesh or sampling_mesh(config, jax.local_devices())
         (graph, state), (codec_graph, codec_weights) = nnx.split(model), nnx.split(codec)
         cast = lambda w: w.astype(config.dtype)
-        self.state, codec_weights = jax.tree.map(cast, (state, codec_weights))
+        self.state, self.codec = jax.tree.map(cast, (state, codec_weights))
         if mesh is None:
-            self.state, codec_weights = jax.device_put((self.state, codec_weights), parallel.sharding(self.mesh))
+            self.state, self.codec = jax.device_put((self.state, self.codec), parallel.sharding(self.mesh))
         prompt = tuple(np.asarray(x, config.dtype) for x in prompt_of(config))
 
         def on_frames(function):
@@ -68,7 +68,7 @@ class Animator:
                 flat, leading = pack([frames], "* y x c")
                 return unpack(parallel.each_spread(local, weights, flat), leading, "* y x c")[0]
 
-            return lambda frames: self.on_mesh(run, codec_weights, frames)
+            return lambda frames: self.on_mesh(run, self.codec, frames)
 
         self.encode, self.decode = on_frames(encode_frames), on_frames(decode_frames)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svdp_jax.config import Sampling
+from svdp_jax.config import Flow, Sampling
 from svdp_jax.diffusion import guidance
 
 CONDITIONS = {"source": jnp.ones((2, 3)), "driving": 10 * jnp.ones((2, 3)), "past": 100 * jnp.ones((2, 3))}
@@ -21,6 +21,31 @@ def test_guidance_is_the_papers_formula(null):
     weights = guidance.weights(Sampling(source=s, driving=d, past=p))
     result = guidance.guided(total, CONDITIONS, weights, null)
     np.testing.assert_allclose(result, s * 1 + d * 10 + p * 100, rtol=1e-5)
+
+
+@pytest.mark.parametrize("null", ["zeros", "drop"])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(source=1.0, driving=1.4, past=1.4), Sampling(past=2.5)])
+def test_at_the_start_no_past_is_asked_for_and_nothing_twice(null, sampling):
+    """Without it, `all` is source and driving: the formula without its last term."""
+    asked = []
+
+    def predict(conditions, copies):
+        asked.append(conditions.get("past"))
+        return jnp.stack([total(conditions)]) if null == "drop" else total(conditions)
+
+    nothing = CONDITIONS | {"past": 0 * CONDITIONS["past"]}
+    weights = guidance.weights(sampling)
+    less = guidance.at_start(weights, null)
+    result = guidance.guided(predict, nothing, less, null)
+    np.testing.assert_allclose(result.reshape(2, 3), sampling.source * 1 + sampling.driving * 10, rtol=1e-5)
+    assert not {2, 3} <= set(less) and (null == "zeros" or all(past is None for past in asked))
+    assert guidance.at_start(weights, null).keys() == weights.keys() or null == "drop" or {2, 3} <= set(weights)
+
+
+def test_in_training_too_all_is_source_and_driving_where_there_is_no_past():
+    config = Flow(dropout=(0.1, 0.2, 0.3, 0.4))
+    np.testing.assert_allclose(guidance.chances(config, jnp.zeros(())), (0.1, 0.2, 0.7, 0.0), rtol=1e-6)
+    np.testing.assert_allclose(guidance.chances(config, jnp.ones(())), config.dropout, rtol=1e-6)
 
 
 def test_weights_sum_to_one():

@@ -195,6 +195,17 @@ def test_the_rate_warms_up_and_falls_in_each_stage():
     assert float(rate(6)) == pytest.approx(1e-3)
 
 
+def test_the_rate_is_that_of_the_step_although_steps_were_skipped(common):
+    """The optimizer has not moved in the first five steps; a first step of Adam is as long as its rate."""
+    state, update = common
+    late = jax.device_put(np.int32(5), state.step.sharding)
+    lengths = []
+    for one in (jax.tree.map(jax.numpy.copy, state), state._replace(step=late)):
+        metrics = update(one, batch(COMMON))[1]
+        lengths.append(float(metrics["update_norm/image.last"]) / float(metrics["rate"]))
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.1)
+
+
 def test_norms_are_told_by_group(common):
     state, update = common
     _, metrics = update(state, batch(COMMON))
