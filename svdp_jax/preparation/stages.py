@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from svdp_jax import config as configs
 from svdp_jax.animator import provenance
 from svdp_jax.faces import face, landmarks, masks
-from svdp_jax.models.vae import encode_frames
+from svdp_jax.models.vae import each_frame, from_uint8
 from svdp_jax.preparation import crops, drivers, encode, gates, ingest, left, pairs, report, shots
 from svdp_jax.preparation.pipeline import Stage
 from svdp_jax.weights import checkpoint, shipped
@@ -276,9 +276,9 @@ def encode_shard(job: Job, advance: Callable) -> None:
 
 @cache
 def encoder(codec: configs.Codec) -> Callable[[np.ndarray], np.ndarray]:
-    graph, weights = nnx.split(checkpoint.load_codec(codec))
-    run = jax.jit(lambda weights, pictures: encode_frames(nnx.merge(graph, weights), pictures))
-    return lambda pictures: np.asarray(run(weights, pictures))
+    network = checkpoint.load_codec(codec)
+    run = jax.jit(lambda x: each_frame(lambda i: network.encode(from_uint8(i, jnp.float32)), x, network.at_once))
+    return lambda pictures: np.asarray(run(pictures))
 
 
 def encode_done(job: Job) -> bool:
