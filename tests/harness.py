@@ -29,14 +29,16 @@ Path(WITHOUT_TORCH.name, "torch.py").write_text("raise ImportError")
 class Run:
     """A process that trains in a work folder; what it says is in `log`."""
 
-    def __init__(self, work: Path, *arguments: str, config: Path = CONFIG, faults: dict | None = None, **env: str):
+    def __init__(
+        self, work: Path, *arguments: str, config: Path = CONFIG, cwd: Path = ROOT, faults: dict | None = None, **env: str
+    ):
         self.work, self.log = work, work.with_name(f"{work.name}.log")
         self.before = len(self.log.read_text()) if self.log.exists() else 0
         command = [sys.executable, "-m", "svdp_jax.train", "--config", config, "--workdir", work, *arguments]
         paths = os.pathsep.join((str(ROOT), WITHOUT_TORCH.name))
         env = os.environ | {"PYTHONPATH": paths, "FAULTS": json.dumps(faults or {}), MARK: str(work)} | env
         with open(self.log, "a") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=cwd, env=env, stdout=log, stderr=log)
         atexit.register(self.process.kill)  # where a test fails before its end
 
     def said(self) -> str:
@@ -69,12 +71,15 @@ class Run:
             self.process.kill()
 
 
-def pair(work: Path, each: tuple[dict, dict] = ({}, {}), **env: str) -> list[Run]:
+def pair(
+    work: Path, each: tuple[dict, dict] = ({}, {}), *, arguments=(), config: Path = CONFIG, cwd: Path = ROOT, **env: str
+) -> list[Run]:
     """Two processes that train together, each with its faults; what they say is in one log."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{probe.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
-    return [Run(work, faults=faults, **env, JAX_PROCESS_ID=str(host)) for host, faults in enumerate(each)]
+    common = {"config": config, "cwd": cwd} | env
+    return [Run(work, *arguments, faults=faults, **common, JAX_PROCESS_ID=str(host)) for host, faults in enumerate(each)]
 
 
 def marked(value: str) -> list[str]:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from einops import rearrange
 from flax import nnx
+from pipeline import build
 from safetensors import safe_open
-from torch_reference import REASON, randomize
+from torch_reference import REASON
 
 import convert.__main__ as convert
 from svdp_jax import draw
@@ -21,61 +22,9 @@ CODER = AutoencoderConfig((8, 16), 1, 4, 4)
 PROMPT = "a portrait, seen by day"
 
 
-def tokenizers():
-    """CLIP's and T5's, with a vocabulary of letters."""
-    transformers = pytest.importorskip("transformers", reason=REASON)
-    letters = "abcdefghijklmnopqrstuvwxyz,"
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    clip = transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)]
-    pieces += [(letter, -2.0) for letter in letters]
-    return clip, transformers.T5TokenizerFast(vocab=pieces, extra_ids=0)
-
-
 @pytest.fixture(scope="module")
 def pipeline():
-    """A small random pipeline of diffusers."""
-    diffusers = pytest.importorskip("diffusers", reason=REASON)
-    transformers = pytest.importorskip("transformers", reason=REASON)
-    clip_tokenizer, t5_tokenizer = tokenizers()
-    clip = transformers.CLIPTextConfig(
-        vocab_size=56,
-        hidden_size=12,
-        intermediate_size=24,
-        projection_dim=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        bos_token_id=54,
-        eos_token_id=55,
-    )
-    t5 = transformers.T5Config(
-        vocab_size=31, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
-    )
-    backbone = dict(convert.networks.SD35.write_config(SMALL))
-    coder = dict(convert.networks.VAE.write_config(CODER))
-    del backbone["_class_name"], coder["_class_name"]
-    encoders = [transformers.CLIPTextModelWithProjection(clip) for _ in range(2)]
-    networks = [
-        diffusers.SD3Transformer2DModel(**backbone),
-        diffusers.AutoencoderKL(**coder),
-        *encoders,
-        transformers.T5EncoderModel(t5),
-    ]
-    for seed, network in enumerate(networks):
-        randomize(network, seed)
-    transformer, vae, clip_l, clip_g, t5_encoder = networks
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=draw.SHIFT),
-        vae=vae,
-        text_encoder=clip_l,
-        tokenizer=clip_tokenizer,
-        text_encoder_2=clip_g,
-        tokenizer_2=clip_tokenizer,
-        text_encoder_3=t5_encoder,
-        tokenizer_3=t5_tokenizer,
-    )
+    return build(SMALL, CODER)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ import numpy as np
 from einops import repeat
 from flax import nnx
 
-from svdp_jax import parallel
+from svdp_jax import config as configs, parallel
 from svdp_jax.faces import face
 from svdp_jax.models.vae import decode_frames
 from svdp_jax.training import records
@@ -102,9 +102,10 @@ def as_pictures(codec, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     seen = repeat(batch["seen"] > 127, "b f y x c -> b f (y i) (x j) c", i=codec.factor, j=codec.factor)
     graph, weights = nnx.split(codec)
     show = jax.jit(lambda weights, x: decode_frames(nnx.merge(graph, weights), x))
-    # Every process has its own rows, so that each works with its own copy of the weights.
+    # Every process has rows of its own, so that each works by itself, with its own copy of the weights.
     here = jax.tree.map(lambda w: w.addressable_data(0), weights)
-    pictures = {name: np.asarray(show(here, part)) for name, part in batch.items() if name != "seen"}
+    with jax.set_mesh(parallel.make_mesh(configs.Mesh(), jax.local_devices()[:1])):
+        pictures = {name: np.asarray(show(here, part)) for name, part in batch.items() if name != "seen"}
     return pictures | {"driving": face.mask_driving(pictures["driving"], seen[..., 0])}
 
 

@@ -19,7 +19,7 @@ from svdp_jax.files import read_manifest
 from svdp_jax.media import video
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
-from svdp_jax.models.vae import Autoencoder, AutoencoderConfig
+from svdp_jax.models.vae import Autoencoder
 from svdp_jax.preparation import encode
 from svdp_jax.training import records, runs
 from svdp_jax.weights import checkpoint
@@ -101,8 +101,27 @@ def weights(config: configs.Config) -> Iterator[str]:
     if codec.kind == "sd3" and not codec.weights:
         yield "config.model.codec.weights must name the folder of the converted autoencoder."
     elif codec.kind == "sd3":
-        make = lambda: Autoencoder(AutoencoderConfig(), nnx.Rngs(0))
-        yield from folder_of(codec.weights, "config.model.codec.weights", make)
+        yield from autoencoder(config)
+
+
+def autoencoder(config: configs.Config) -> Iterator[str]:
+    """A folder of another network, or of an autoencoder with other latents; its widths are its own."""
+    codec, channels = config.model.codec, config.model.backbone.channels
+    found = list(folder_of(codec.weights, "config.model.codec.weights", lambda: abstract_codec(codec)))
+    yield from found
+    if not found and (abstract_codec(codec).factor, abstract_codec(codec).channels) != (codec.factor, channels):
+        yield (
+            f"config.model.codec.weights={codec.weights} has latents of factor {abstract_codec(codec).factor} and "
+            f"{abstract_codec(codec).channels} channels, and the config codec.factor={codec.factor} and "
+            f"backbone.channels={channels}; name the right folder."
+        )
+
+
+def abstract_codec(codec: configs.Codec) -> Autoencoder:
+    network = checkpoint.abstract_network(Path(codec.weights))
+    if not isinstance(network, Autoencoder):
+        raise UserError(f"config.model.codec.weights={codec.weights} holds no autoencoder; name the right folder.")
+    return network
 
 
 def folder_of(name, field: str, make, maker: str = "convert") -> Iterator[str]:
