@@ -48,15 +48,12 @@ class Animator:
     """
 
     def __init__(self, config: configs.Config, model: nnx.Module, codec, fingerprint: str = "unsaved", mesh=None):
-        """mesh: devices to work on, all of this process by default. Model and codec are cast to the config's dtype."""
+        """mesh: devices to work on, by default all of this process that a segment divides over."""
         self.config, self.size = config, config.data.size
         self.provenance = provenance(fingerprint)
         self.mesh = mesh or sampling_mesh(config, jax.local_devices())
         (graph, state), (codec_graph, codec_weights) = nnx.split(model), nnx.split(codec)
-        cast = lambda w: w.astype(config.dtype)
-        self.state, self.codec = jax.tree.map(cast, (state, codec_weights))
-        if mesh is None:
-            self.state, self.codec = jax.device_put((self.state, self.codec), parallel.sharding(self.mesh))
+        self.state, self.codec = jax.tree.map(self.placed, (state, codec_weights))
         prompt = tuple(np.asarray(x, config.dtype) for x in prompt_of(config))
 
         def on_frames(function):
@@ -79,6 +76,11 @@ class Animator:
             return sampler.advance(network, x, times, text, pooled, conditions, config.model, weights)
 
         self.advance = advance
+
+    def placed(self, weight: jax.Array) -> jax.Array:
+        """In the config's dtype, and whole on every device unless it lies on the mesh already."""
+        there = weight.sharding.device_set == set(self.mesh.devices.flat)
+        return (weight if there else jax.device_put(weight, parallel.sharding(self.mesh))).astype(self.config.dtype)
 
     def on_mesh(self, function: Callable, *arguments):
         with jax.set_mesh(self.mesh):

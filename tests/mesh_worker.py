@@ -3,7 +3,7 @@
     PYTHONPATH=.:tests python tests/mesh_worker.py all    # every mesh and scheme, five minutes
 
 For every mesh and scheme: the loss and gradients against those of one device, and
-the largest share of the training state that any device holds.
+the largest share of the training state that any device holds. And what `animate` makes.
 """
 
 import os
@@ -21,18 +21,22 @@ from functools import partial
 
 import jax
 import numpy as np
-from conftest import tiny_model
+from conftest import randomized, tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.animator import Animator, sampling_mesh
 from svdp_jax.models import attention
 from svdp_jax.models.mmdit import JointBlock
+from svdp_jax.models.svdp import SVDP
+from svdp_jax.models.vae import PixelCodec
 from svdp_jax.training import start, step as training
 
 MESHES = ((1, 1, 8), (2, 2, 2), (1, 4, 2), (8, 1, 1))  # data, fsdp, context
 SOME = (((2, 2, 2), "heads", "full"), ((1, 1, 8), "ring", "full"), ((1, 2, 4), "heads", "factorized"))
 ALL = (*((mesh, scheme, "full") for mesh in MESHES for scheme in ("heads", "ring")), SOME[-1])
 FRAMES = 8
+SAMPLING = configs.Sampling(steps=2)
 
 
 def config(mesh: tuple, scheme: str, temporal: str) -> configs.Config:
@@ -96,6 +100,23 @@ def compare(mesh: tuple, scheme: str, temporal: str, alone: tuple) -> dict:
     }
 
 
+def animated() -> list[dict]:
+    """Videos of three people at once on several devices, against those on one."""
+    wanted = config((1, 1, 1), "auto", "full")
+    wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, frames=4, past=2), sampling=SAMPLING)
+    model, codec = randomized(SVDP(wanted.model, nnx.Rngs(0)), 0.1), PixelCodec(4)
+    random = np.random.default_rng(0)
+    people, drivers = (random.integers(0, 256, (*lead, 3, 16, 16, 3), np.uint8) for lead in ((), (5,)))
+    found = []
+    for count in (1, 2, 8):
+        mesh = sampling_mesh(wanted, jax.devices()[:count])
+        animator = Animator(wanted, model, codec, mesh=mesh)
+        frames = np.stack(list(animator.generate(people, drivers))).astype(int)
+        first = found[0]["frames"] if found else frames
+        found.append({"mesh": dict(mesh.shape), "frames": frames, "away": int(np.abs(frames - first).max())})
+    return [{name: run[name] for name in ("mesh", "away")} for run in found]
+
+
 def per_frame_block() -> str:
     """The compiled text of a joint block whose frames lie on eight devices."""
     wanted = config((1, 1, 8), "heads", "full")
@@ -115,4 +136,4 @@ def per_frame_block() -> str:
 if __name__ == "__main__":
     one = {t: run(config((1, 1, 1), "auto", t), jax.devices()[:1]) for t in ("full", "factorized")}
     wanted = ALL if "all" in sys.argv else SOME
-    print(json.dumps({"runs": [compare(*w, one[w[2]]) for w in wanted], "block": per_frame_block()}))
+    print(json.dumps({"runs": [compare(*w, one[w[2]]) for w in wanted], "block": per_frame_block(), "animated": animated()}))

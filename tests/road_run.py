@@ -1,6 +1,6 @@
 """The full-size training with everything of its kind and small numbers, for tests/test_road.py.
 
-    python -m svdp_jax.train --config tests/road_run.py    # in a folder with weights/, prompts/ and data/
+python -m svdp_jax.train --config tests/road_run.py    # in a folder with weights/, prompts/ and data/
 """
 
 import dataclasses

@@ -41,3 +41,13 @@ def test_parameters_and_optimizer_are_really_divided(found):
 def test_a_block_on_frames_of_many_devices_needs_no_communication(found):
     for word in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
         assert f" {word}" not in found["block"], word
+
+
+def test_a_video_is_the_same_on_any_number_of_devices(found):
+    """Three people and four branches of guidance divide over no mesh evenly."""
+    assert [run["mesh"] for run in found["animated"]] == [
+        {"data": 1, "fsdp": 1, "context": 1},
+        {"data": 2, "fsdp": 1, "context": 1},
+        {"data": 4, "fsdp": 1, "context": 2},
+    ]
+    assert all(run["away"] <= 1 for run in found["animated"])  # of 255

@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import road_run
+from conftest import REAL
 from harness import ROOT, Run, events, metrics, pair
 from pipeline import build
 from torch_reference import library
 
 from svdp_jax.media import video
+from svdp_jax.media.images import read_image
 from svdp_jax.media.writer import VideoWriter
 from svdp_jax.weights import checkpoint
 
@@ -69,12 +71,11 @@ def clip(path: Path, source: Path, mirrored: bool = False) -> None:
 @pytest.fixture(scope="module")
 def records(weights, road) -> Path:
     """Of two people; a third, a mirror image, is for scoring."""
-    portraits = ROOT.parent / "shared" / "data" / "portraits"
-    if not portraits.is_dir():
-        pytest.skip(f"real clips are not at {portraits}")
+    if not REAL.is_dir():
+        pytest.skip(f"real clips are not at {REAL}")
     for name in ("d18", "d19"):
-        clip(road / "videos" / f"{name}.mp4", portraits / f"{name}.mp4")
-    clip(road / "others" / "d19.mp4", portraits / "d19.mp4", mirrored=True)
+        clip(road / "videos" / f"{name}.mp4", REAL / f"{name}.mp4")
+    clip(road / "others" / "guest.mp4", REAL / "d19.mp4", mirrored=True)
     options = ("--size", road_run.SIZE, "--codec", "weights/vae", "--pairs", "self", "--limit", "seconds=0.3")
     command(road, "svdp_jax.prepare", "videos", "data", *options, "--", "--runner=none")
     return road / "data"
@@ -119,17 +120,18 @@ def animated(trained, road) -> list[np.ndarray]:
     """Frames made on one device and on two."""
     made = []
     for devices in (1, 2):
-        out = f"out{devices}.mp4"
-        files = ("--source", "videos/d18.mp4.png", "--driving", "others/d19.mp4", "--output", out)
+        out = f"out{devices}.png"
+        files = ("--source", REAL / "s9.jpg", "--driving", "others/guest.mp4", "--output", out)
         command(road, "svdp_jax.animate", "--checkpoint", "work", *files, devices=devices)
-        made.append(np.stack([frame.image for frame in video.read_frames(road / out)]).astype(int))
+        made.append(np.stack([read_image(path) for path in sorted((road / f"out{devices}").iterdir())]).astype(int))
     return made
 
 
 def test_animate_makes_the_same_on_one_device_and_on_two(animated):
     one, two = animated
-    assert one.shape == two.shape == (FRAMES, road_run.SIZE, road_run.SIZE, 3)
-    assert np.abs(one - two).mean() < 1 and one.std() > 1
+    assert one.shape == two.shape == (FRAMES, 256, 256, 3)
+    # A random autoencoder makes much of bfloat16's rounding; tests/test_mesh.py compares them in float32.
+    assert np.abs(one - two).mean() < 0.1 * one.std()
 
 
 def test_other_people_are_scored(trained, road):
