@@ -175,7 +175,7 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
         keys = jax.random.split(key, o.accumulate)
         (value, gradients), _ = jax.lax.scan(accumulate, zeros, (micros, keys))
         directions, moments = optimizer.update(gradients, state.optimizer, state.weights)
-        now = rate(config)(state.step)
+        now = jnp.asarray(rate(config)(state.step))
         updates = jax.tree.map(lambda d: -now * d, directions)
         weights = optax.apply_updates(state.weights, updates)
         # The early average forgets faster, or it would remember the initial weights for long.
