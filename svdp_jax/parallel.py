@@ -26,7 +26,6 @@ AXES = {
     "in": ("fsdp", "context"),
     "out": None,
     "layers": None,
-    "rows": ("fsdp", "context"),
 }
 
 STACK = r"(image\.)?(dual|plain|last)|video_(dual|plain|last)"
@@ -35,7 +34,7 @@ PARAMETERS = (
     (rf"({STACK})\..*\.?(bias|scale)", ("layers", "out")),
     (r".*\.?kernel", ("in", "out")),
     (r".*\.?(bias|scale)", ("out",)),
-    (r".*pos_embed\.pos_embed", ("rows", "out", "out")),
+    (r".*pos_embed\.line", ("out", "out")),
 )
 
 
