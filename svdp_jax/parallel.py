@@ -15,6 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.clusters import ClusterEnv  # `jax.distributed` tells only by an error whether there is a cluster
 from jax.sharding import NamedSharding, PartitionSpec
 
 from svdp_jax import config as configs
@@ -39,12 +40,17 @@ PARAMETERS = (
 
 
 def start() -> None:
-    """Joins the processes of a run on several hosts: a TPU slice knows them by itself; elsewhere
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    """Joins the processes of a run on several hosts, before any device is touched.
+
+    JAX knows a TPU slice (on Compute Engine, where the hosts ask its metadata, and on GKE), Slurm and
+    Open MPI by itself; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell.
+    A single machine starts at once.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address and "JAX_NUM_PROCESSES" in os.environ:
         count, index = (int(os.environ[f"JAX_{x}"]) for x in ("NUM_PROCESSES", "PROCESS_ID"))
-        jax.distributed.initialize(num_processes=count, process_id=index)
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize(address, count, index)
+    elif any(kind.is_env_present() for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method):
         jax.distributed.initialize()
 
 
