@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src.clusters import ClusterEnv  # `jax.distributed` tells only by an error whether there is a cluster
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from svdp_jax import config as configs
@@ -104,6 +105,9 @@ def need(topology: str) -> None:
         )
 
 
+NO_ACCELERATOR = ", or install the JAX that sees this machine's GPUs or TPUs: pip install 'svdp_jax[cuda]' or 'svdp_jax[tpu]'"
+
+
 def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """The mesh of all devices, or of these. Raises UserError where they do not fill it."""
     devices = jax.devices() if devices is None else devices
@@ -115,11 +119,13 @@ def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding
         sizes = " x ".join(f"{axis}={size}" for axis, size in shape.items())
         raise UserError(
             f"A mesh of {sizes} cannot be made from {count} devices; set config.mesh so that "
-            f"the product is {count} (one axis may be -1)."
+            f"the product is {count} (one axis may be -1){NO_ACCELERATOR if devices[0].platform == 'cpu' else ''}."
         )
     shape |= dict.fromkeys(free, count // taken)
     auto = (jax.sharding.AxisType.Auto,) * len(shape)
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), auto, devices=devices)
+    # A side of the slice may serve two axes of the mesh, as of 4x4 chips for 8 by 2.
+    places = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(places, tuple(shape), auto)
 
 
 def sharding(mesh: jax.sharding.Mesh, *dimensions: str | None) -> NamedSharding:
