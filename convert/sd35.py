@@ -21,7 +21,6 @@ ROUNDING = 2e-3  # of a sine in bfloat16, the coarsest that a checkpoint stores
 VIDEO = "svdp_video"  # the file of the layers that the video model adds
 
 
-
 def line_of(table: np.ndarray) -> np.ndarray:
     """The places of a row, x d/2, that a position table, 1 (y x) d, repeats for columns and for rows. UserError where it does not."""
     side = round(table.shape[1] ** 0.5)
@@ -29,7 +28,9 @@ def line_of(table: np.ndarray) -> np.ndarray:
     for row, places in zip(line, rearrange(table, "1 (y x) d -> y x d", y=side)):  # a row at a time: the whole has a gigabyte
         made = position_grid(row[None], line)[0]
         if np.abs(made.astype(np.float32) - places.astype(np.float32)).max() > ROUNDING:
-            raise UserError("pos_embed.pos_embed does not hold the same sines for its columns and its rows; nothing was written.")
+            raise UserError(
+                "pos_embed.pos_embed does not hold the same sines for its columns and its rows; nothing was written."
+            )
     return line
 
 

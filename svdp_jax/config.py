@@ -185,7 +185,9 @@ class Config:
     evaluate: int = 8  # clips scored at the end of training
 
 
-def full_size(name: str, topology: str, batch: int, mesh: Mesh, accumulate: int = 1, video_heads: int = 12, **changes) -> Config:
+def full_size(
+    name: str, topology: str, batch: int, mesh: Mesh, accumulate: int = 1, video_heads: int = 12, **changes
+) -> Config:
     """The paper's training at 512x512: 16 frames after 4 past ones, real past in the last 10 000 steps.
 
     `weights` and `prompts` are folders that `python -m convert all SRC weights` and

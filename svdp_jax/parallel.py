@@ -22,13 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 
-AXES = {
-    "batch": ("data", "fsdp"),
-    "frames": "context",
-    "in": ("fsdp", "context"),
-    "out": None,
-    "layers": None,
-}
+AXES = {"batch": ("data", "fsdp"), "frames": "context", "in": ("fsdp", "context"), "out": None, "layers": None}
 
 STACK = r"(image\.)?(dual|plain|last)|video_(dual|plain|last)"
 PARAMETERS = (

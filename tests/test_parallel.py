@@ -34,10 +34,7 @@ def test_a_parameter_without_a_row_is_an_error():
 SLURM = {"JOB_ID": "1", "STEP_NODELIST": "here", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
 CLUSTERS = {
     "none": ({}, []),
-    "by hand": (
-        {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
-        [("here:1", 2, 1)],
-    ),
+    "by hand": ({"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, [("here:1", 2, 1)]),
     "slurm": ({f"SLURM_{name}": value for name, value in SLURM.items()}, [()]),
 }
 

@@ -60,9 +60,7 @@ def frame_attention(q: list, k: list, v: list, kernel: str, frames: Frames, aske
     here, ours = (x._replace(current=x.current // context, past=x.past // context) for x in (frames, asked))
 
     def local(q, k, v):
-        attended = [
-            local_attention(*qkv, kernel) for qkv in zip(sequences(q, ours), sequences(k, here), sequences(v, here))
-        ]
+        attended = [local_attention(*qkv, kernel) for qkv in zip(sequences(q, ours), sequences(k, here), sequences(v, here))]
         return joined_frames(attended, ours, q[0].shape[2])[: len(q)]
 
     return on_devices(local, "batch", "frames")(q, k, v)

@@ -144,9 +144,7 @@ class JointBlock(nnx.Module):
         """
         cond = jax.nn.silu(cond)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.chunks(self.norm1, cond)
-        attended, text_attended = self.attn(
-            attend, layers.modulate(image, shift, scale), self.modulated_text(text, cond), read
-        )
+        attended, text_attended = self.attn(attend, layers.modulate(image, shift, scale), self.modulated_text(text, cond), read)
         if dual:
             second, _ = self.attn2(attend, layers.modulate(image, *dual[:2]))
             second = second * layers.over_tokens(dual[2])

@@ -57,9 +57,9 @@ def abstract_batch(config: configs.Config, mesh) -> dict:
     d, model = config.data, config.model
     leading = {"source": (), "past": (d.past,), "target": (d.frames,), "driving": (d.frames,)}
     side = d.size // model.codec.factor
-    frame = {name: ((d.size, d.size, 3), jnp.uint8) for name in leading}
+    frame = dict.fromkeys(leading, ((d.size, d.size, 3), jnp.uint8))
     if d.source == "records":
-        frame = {name: ((side, side, model.backbone.channels), jnp.float16) for name in leading}
+        frame = dict.fromkeys(leading, ((side, side, model.backbone.channels), jnp.float16))
         leading, frame["seen"] = leading | {"seen": (d.frames,)}, ((side, side, 1), jnp.uint8)
     place = lambda name: parallel.sharding(mesh, *parallel.batch_dimensions(name))
     return {
