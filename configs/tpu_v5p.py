@@ -1,7 +1,9 @@
 """python -m svdp_jax.train --config configs/tpu_v5p.py
 
-Full size on 8 chips (v5p-16), one clip a chip. First, `python -m convert all SD3.5-M weights`
-and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
+Full size on 8 chips (v5p-16), one clip a chip.
+First, `python -m convert all SD3.5-M weights`, `python -m convert prompt weights prompts`,
+`python -m convert liveportrait PORTRAIT liveportrait`, and records of pairs of different people by
+`python -m svdp_jax.prepare videos records --size 512 --codec weights/vae --pair-weights liveportrait`.
 From the TPU compiler's buffer assignment, 2026-11-24, not run: 39.1 of 95 GiB a chip, attention outputs kept,
 expected 2.5 s a step, MFU 53 %.
 The 50 000 steps: 35 h, 280 chip hours: 1 180 at 4.20 a chip hour (an example; ask for today's price).

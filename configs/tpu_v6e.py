@@ -1,7 +1,9 @@
 """python -m svdp_jax.train --config configs/tpu_v6e.py
 
-Full size on 16 chips (v6e-16), one clip a chip. First, `python -m convert all SD3.5-M weights`
-and `python -m convert prompt weights prompts`; training videos lie in `videos/`.
+Full size on 16 chips (v6e-16), one clip a chip.
+First, `python -m convert all SD3.5-M weights`, `python -m convert prompt weights prompts`,
+`python -m convert liveportrait PORTRAIT liveportrait`, and records of pairs of different people by
+`python -m svdp_jax.prepare videos records --size 512 --codec weights/vae --pair-weights liveportrait`.
 From the TPU compiler's buffer assignment, 2026-11-24, not run: 12.3 of 32 GiB a chip,
 expected 2.6 s a step, MFU 26 % (its attention kernels are far from its peak).
 The 50 000 steps: 36 h, 573 chip hours: 1 550 at 2.70 a chip hour (an example; ask for today's price).

@@ -25,6 +25,15 @@ from svdp_jax.errors import UserError
 from svdp_jax.weights.checkpoint import named
 
 SAME = "... -> ..."
+
+
+class Way(NamedTuple):
+    """A transform that no einops pattern states, and the way back."""
+
+    there: Callable[[np.ndarray], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray]
+
+
 EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}  # all set: inf or NaN
 
 
@@ -37,7 +46,7 @@ class Rule:
 
     source: str
     target: str
-    pattern: str = SAME
+    pattern: str | Way = SAME
 
     @cached_property
     def inverse(self) -> tuple[re.Pattern, str]:
@@ -93,7 +102,9 @@ class Layout:
                     return [(Place(path, n), f"{name}[{i}]{rest}") for n, i in enumerate(layers)]
         return [(Place(path, None), path)]
 
-    def transform(self, array: np.ndarray, pattern: str) -> np.ndarray:
+    def transform(self, array: np.ndarray, pattern: str | Way) -> np.ndarray:
+        if isinstance(pattern, Way):
+            return pattern.there(array)
         axes = {k: v for k, v in self.axes.items() if re.search(rf"\b{k}\b", pattern)}
         return rearrange(array, pattern, **axes)
 
@@ -113,7 +124,7 @@ class Wanted(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    pattern: str
+    pattern: str | Way
 
 
 class Network(NamedTuple):
@@ -152,7 +163,9 @@ def shapes(network: Network, config) -> dict[str, Any]:
     return named(nnx.state(model))
 
 
-def reversed_pattern(pattern: str) -> str:
+def reversed_pattern(pattern: str | Way) -> str | Way:
+    if isinstance(pattern, Way):
+        return Way(pattern.back, pattern.there)
     return " -> ".join(reversed(pattern.split(" -> ")))
 
 
@@ -185,7 +198,7 @@ def target_of(layout: Layout, name: str) -> str | None:
     return None
 
 
-def match(layout: Layout, structs: dict, tensors: list[Tensor]) -> dict[Place, tuple[Tensor, str]]:
+def match(layout: Layout, structs: dict, tensors: list[Tensor]) -> dict[Place, tuple[Tensor, str | Way]]:
     """The tensor and the pattern for each place. Raises UserError that lists all faults at once."""
     wants, found, faults = wanted(layout, structs), defaultdict(list), []
     expected, there = {want.name for want in wants.values()}, {t.name for t in tensors}

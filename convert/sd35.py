@@ -4,19 +4,42 @@ import dataclasses
 import re
 from dataclasses import replace
 
+import numpy as np
+from einops import rearrange
+
 from convert import single_file
-from convert.rules import Layout, Network, Rule, linear, nearest
+from convert.rules import Layout, Network, Rule, Way, linear, nearest
 from convert.tensors import Tensor
 from svdp_jax.config import Backbone, Model, build
 from svdp_jax.errors import UserError
+from svdp_jax.models.layers import position_grid
 from svdp_jax.models.mmdit import MMDiT, kinds
 from svdp_jax.models.svdp import SVDP
 
 BLOCK = r"transformer_blocks\.(\d+)"
+ROUNDING = 2e-3  # of a sine in bfloat16, the coarsest that a checkpoint stores
 VIDEO = "svdp_video"  # the file of the layers that the video model adds
 
+
+def line_of(table: np.ndarray) -> np.ndarray:
+    """The places of a row, x d/2, that a position table, 1 (y x) d, repeats for columns and for rows. UserError where it does not."""
+    side = round(table.shape[1] ** 0.5)
+    line = np.array(table[0, :side, : table.shape[2] // 2])
+    for row, places in zip(line, rearrange(table, "1 (y x) d -> y x d", y=side)):  # a row at a time: the whole has a gigabyte
+        made = position_grid(row[None], line)[0]
+        if np.abs(made.astype(np.float32) - places.astype(np.float32)).max() > ROUNDING:
+            raise UserError(
+                "pos_embed.pos_embed does not hold the same sines for its columns and its rows; nothing was written."
+            )
+    return line
+
+
+def table_of(line: np.ndarray) -> np.ndarray:
+    return rearrange(position_grid(line, line), "y x d -> 1 (y x) d")
+
+
 RULES = (
-    Rule(r"pos_embed\.pos_embed", "pos_embed.pos_embed", "1 (y x) d -> y x d"),
+    Rule(r"pos_embed\.pos_embed", "pos_embed.line", Way(line_of, table_of)),
     Rule(r"pos_embed\.proj\.weight", "pos_embed.proj.kernel", "d c p q -> (p q c) d"),
     Rule(r"pos_embed\.proj\.bias", "pos_embed.proj.bias"),
     Rule(BLOCK + r"\.(attn|attn2)\.(norm_\w+)\.weight", r"blocks[\1].\2.\3.scale"),
@@ -86,7 +109,7 @@ def layout(config: Backbone, at: str = "") -> Layout:
     return Layout(
         rules=tuple(replace(rule, target=at + rule.target) for rule in RULES),
         stacks={f"{at}blocks": blocks},
-        axes={"p": config.patch, "q": config.patch, "y": config.table},
+        axes={"p": config.patch, "q": config.patch},
     )
 
 

@@ -48,6 +48,7 @@ class Video:
     temporal: str = "full"  # full | factorized | none
     heads: int = 12
     null: str = "zeros"  # absent conditions: zeros | drop
+    text: str = "all"  # tokens of the prompt: all (CLIP's 77 and T5's 256) | clip
     scheme: str = "auto"  # attention over frames on several devices: auto | heads | ring
 
 
@@ -184,17 +185,21 @@ class Config:
     evaluate: int = 8  # clips scored at the end of training
 
 
-def full_size(name: str, topology: str, batch: int, mesh: Mesh, accumulate: int = 1, **changes) -> Config:
+def full_size(
+    name: str, topology: str, batch: int, mesh: Mesh, accumulate: int = 1, video_heads: int = 12, **changes
+) -> Config:
     """The paper's training at 512x512: 16 frames after 4 past ones, real past in the last 10 000 steps.
 
     `weights` and `prompts` are folders that `python -m convert all SRC weights` and
-    `python -m convert prompt weights prompts` make. `changes` are fields of Config.
+    `python -m convert prompt weights prompts` make, `records` one of `python -m svdp_jax.prepare`, with
+    pairs of different people. The prompt is one for all clips, so CLIP's tokens of it will do (ours: T5's
+    256 more would be 5 % of the work). `changes` are fields of Config.
     """
     return Config(
         name=name,
         topology=topology,
-        model=dataclasses.replace(sd35m(), codec=Codec(weights="weights/vae")),
-        data=Data(source="videos", path="videos", size=512, frames=16, past=4, batch=batch, threads=16),
+        model=dataclasses.replace(sd35m(), video=Video(heads=video_heads, text="clip"), codec=Codec(weights="weights/vae")),
+        data=Data(source="records", path="records", size=512, frames=16, past=4, batch=batch, threads=16),
         mesh=mesh,
         stages=(Stage(steps=40_000, rate=5e-5, final_rate=2e-5), Stage(steps=10_000, past=True, rate=2e-5, final_rate=1e-6)),
         optimizer=Optimizer(warmup=1000, average=0.9999, accumulate=accumulate),
@@ -216,6 +221,7 @@ CHOICES = {
     "model.video.temporal": ("full", "factorized", "none"),
     "model.video.scheme": ("auto", "heads", "ring"),
     "model.video.null": ("zeros", "drop"),
+    "model.video.text": ("all", "clip"),
     "model.codec.kind": ("pixels", "sd3"),
     "model.predict": ("velocity", "clean"),
     "data.source": ("toy", "videos", "records"),

@@ -93,7 +93,7 @@ def check(options: argparse.Namespace) -> None:
     """Raises UserError for a size or file that cannot be drawn, before anything is loaded."""
     model, codec = (abstract_network(options.checkpoint / name) for name in ("backbone", "vae"))
     stride = codec.factor * model.patch
-    side = model.pos_embed.pos_embed.shape[0] * stride
+    side = len(model.pos_embed.line) * stride
     if options.size % stride or not 0 < options.size <= side:
         raise UserError(f"--size must be a multiple of {stride} up to {side}, not {options.size}.")
     if options.steps < 1:

@@ -6,6 +6,7 @@ Orbax nor safetensors notices a flipped bit.
 
 import json
 import os
+import re
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -88,3 +89,16 @@ def verify(folder: Path) -> None:
         if there.get(name) != expected[name]:
             state = "is missing" if name not in there else "is damaged"
             raise UserError(f"{folder / name} {state}; make or fetch {folder} again.")
+
+
+MOUNTS = Path("/proc/mounts")
+
+
+def in_bucket(path: Path) -> bool:
+    """Whether a path is an address such as gs://bucket/run, or lies in a bucket mounted with gcsfuse."""
+    if path.parts and re.fullmatch(r"[a-z][a-z0-9]+:", path.parts[0]):
+        return True
+    lines = MOUNTS.read_text().splitlines() if MOUNTS.exists() else ()
+    mounts = {Path(place.replace(r"\040", " ")): kind for _, place, kind, *_ in map(str.split, lines)}
+    path = path.absolute()
+    return next((mounts[x] for x in (path, *path.parents) if x in mounts), "") == "fuse.gcsfuse"

@@ -15,19 +15,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.clusters import ClusterEnv  # `jax.distributed` tells only by an error whether there is a cluster
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 
-AXES = {
-    "batch": ("data", "fsdp"),
-    "frames": "context",
-    "in": ("fsdp", "context"),
-    "out": None,
-    "layers": None,
-    "rows": ("fsdp", "context"),
-}
+AXES = {"batch": ("data", "fsdp"), "frames": "context", "in": ("fsdp", "context"), "out": None, "layers": None}
 
 STACK = r"(image\.)?(dual|plain|last)|video_(dual|plain|last)"
 PARAMETERS = (
@@ -35,17 +30,22 @@ PARAMETERS = (
     (rf"({STACK})\..*\.?(bias|scale)", ("layers", "out")),
     (r".*\.?kernel", ("in", "out")),
     (r".*\.?(bias|scale)", ("out",)),
-    (r".*pos_embed\.pos_embed", ("rows", "out", "out")),
+    (r".*pos_embed\.line", ("out", "out")),
 )
 
 
 def start() -> None:
-    """Joins the processes of a run on several hosts: a TPU slice knows them by itself; elsewhere
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    """Joins the processes of a run on several hosts, before any device is touched.
+
+    JAX knows a TPU slice (on Compute Engine, where the hosts ask its metadata, and on GKE), Slurm and
+    Open MPI by itself; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell.
+    A single machine starts at once.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address and "JAX_NUM_PROCESSES" in os.environ:
         count, index = (int(os.environ[f"JAX_{x}"]) for x in ("NUM_PROCESSES", "PROCESS_ID"))
-        jax.distributed.initialize(num_processes=count, process_id=index)
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize(address, count, index)
+    elif any(kind.is_env_present() for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method):
         jax.distributed.initialize()
 
 
@@ -99,6 +99,9 @@ def need(topology: str) -> None:
         )
 
 
+NO_ACCELERATOR = ", or install the JAX that sees this machine's GPUs or TPUs: pip install 'svdp_jax[cuda]' or 'svdp_jax[tpu]'"
+
+
 def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """The mesh of all devices, or of these. Raises UserError where they do not fill it."""
     devices = jax.devices() if devices is None else devices
@@ -110,11 +113,13 @@ def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding
         sizes = " x ".join(f"{axis}={size}" for axis, size in shape.items())
         raise UserError(
             f"A mesh of {sizes} cannot be made from {count} devices; set config.mesh so that "
-            f"the product is {count} (one axis may be -1)."
+            f"the product is {count} (one axis may be -1){NO_ACCELERATOR if devices[0].platform == 'cpu' else ''}."
         )
     shape |= dict.fromkeys(free, count // taken)
     auto = (jax.sharding.AxisType.Auto,) * len(shape)
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), auto, devices=devices)
+    # A side of the slice may serve two axes of the mesh, as of 4x4 chips for 8 by 2.
+    places = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(places, tuple(shape), auto)
 
 
 def sharding(mesh: jax.sharding.Mesh, *dimensions: str | None) -> NamedSharding:

@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from svdp_jax.models import attention
+from svdp_jax.models import attention, layers
 
 
 def test_attention_is_softmax_attention():
@@ -21,19 +22,25 @@ def test_frames_see_themselves_their_text_and_their_references():
     frames = attention.Frames(current=2, past=1, references=2)
     image = [jax.random.normal(jax.random.key(i), (1, 7, 4, 2, 8)) for i in range(3)]  # b r n h k
     text = [jax.random.normal(jax.random.key(i), (1, 3, 5, 2, 8)) for i in range(3, 6)]  # b (f p) t h k
-    out, text_out = attention.frame_attention(*map(list, zip(image, text)), "xla", frames)
+    out, text_out = attention.frame_attention(*map(list, zip(image, text)), "xla", frames, frames)
     for frame, rows in enumerate(([0, 3, 4], [1, 5, 6], [2])):
         parts = [[*(x[:, row] for row in rows), t[:, frame]] for x, t in zip(image, text)]
         *expected, expected_text = attention.picture_attention(*parts, "xla")
         for row, tokens in zip(rows, expected):
             np.testing.assert_allclose(out[:, row], tokens, atol=1e-5)
         np.testing.assert_allclose(text_out[:, frame], expected_text, atol=1e-5)
+    # Asked for the current frames alone, they come out the same.
+    seen = [[x[:, [0, 1, *range(3, 7)]], t[:, :2]] for x, t in zip(image, text)]
+    (alone,) = attention.frame_attention(
+        [image[0][:, :2]], *seen[1:], "xla", frames._replace(past=0), attention.Frames(current=2)
+    )
+    np.testing.assert_allclose(alone, out[:, :2], atol=1e-5)
 
 
 def test_splash_pads_little_and_its_tiles_divide():
     for length, padded in ((3405, 3456), (1357, 1536), (20480, 20480), (1024, 1024), (3072, 3072)):
-        found, blocks = attention.splash_blocks(length)
-        assert found == padded
+        found, blocks = attention.splash_blocks(length, length)
+        assert found == (padded, padded)
         assert padded % blocks.block_q == padded % blocks.block_kv == 0
         assert blocks.block_kv % blocks.block_kv_compute == 0
         assert blocks.block_q >= 768 and blocks.block_kv <= 2048
@@ -53,3 +60,17 @@ def test_splash_and_its_gradients_are_those_of_softmax_attention(monkeypatch):
 
     for a, b in zip(jax.tree.leaves(run("splash")), jax.tree.leaves(run("xla"))):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("policy, runs", [("attention", 1), ("full", 2)])
+def test_cudnn_runs_forward_once_where_its_results_are_kept(monkeypatch, policy, runs):
+    """Traced for a GPU that is not there: how often the gradient of a stack calls the kernel's forward pass."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91100)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    x = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
+    body = lambda x: attention.local_attention(x, 2 * x, x, "cudnn")
+    kept = jax.checkpoint(body, policy=layers.POLICIES[policy], prevent_cse=False)
+    traced = str(jax.make_jaxpr(jax.grad(lambda x: kept(x).astype(jnp.float32).sum()))(x))
+    assert traced.count(f"{layers.CUDNN}[") == runs
+    assert traced.count("dot_product_attention_bwd_wrapper[") == 1

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import convert.__main__ as command
 from convert import networks, rules, sources, tensors
-from convert.sd35 import SD35, VIDEO_MODEL
+from convert.sd35 import SD35, VIDEO_MODEL, table_of
 from convert.text import CLIP_L, T5
 from convert.vae import VAE
 from svdp_jax.config import Backbone, Model, Video
@@ -42,13 +42,18 @@ CODER = AutoencoderConfig((8, 16), 1, 4, 4)
 CLIP = CLIPConfig(20, 16, 32, 12, 2, 2, 7)
 T5_SMALL = T5Config(20, 16, 4, 32, 2, 4)
 TO_Q = "transformer_blocks.1.attn.to_q.weight"
+TABLE = "pos_embed.pos_embed"
 
 
 def draw(network, config, dtype=np.float32):
     """A random checkpoint by tensor name."""
     rng = np.random.default_rng(0)
     wants = rules.wanted(network.layout(config), rules.shapes(network, config)).values()
-    return {w.name: rng.normal(size=w.shape).astype(dtype) for w in wants}
+    arrays = {w.name: rng.normal(size=w.shape).astype(dtype) for w in wants}
+    if TABLE in arrays:  # whose columns and rows have the same sines in every checkpoint
+        _, places, width = arrays[TABLE].shape
+        arrays[TABLE] = table_of(rng.normal(size=(round(places**0.5), width // 2)).astype(dtype))
+    return arrays
 
 
 def put(folder, network, config, arrays):
@@ -187,7 +192,8 @@ def test_summary_tells_what_was_written(capsys, tmp_path, source, arrays):
     convert("sd35", source, tmp_path / "flax")
     head, line = capsys.readouterr().out.strip().splitlines()
     assert head.split() == ["network", "tensors", "parameters", "bytes", "dtype", "checksum"]
-    count = sum(x.size for x in arrays.values())
+    repeated = arrays[TABLE].size - SMALL.table * SMALL.width // 2  # of the position table, one line is kept
+    count = sum(x.size for x in arrays.values()) - repeated
     cells = line.replace(",", "").split()
     assert cells[:5] == ["transformer", str(len(arrays)), str(count), str(4 * count), "float32"]
     assert about(tmp_path / "flax")["checksum"] == cells[5]
@@ -232,6 +238,14 @@ def test_absent_block_and_absent_layout(edit, arrays):
         networks.read(edit(block), SD35, None, False)
     with pytest.raises(UserError, match="context_embedder.weight is missing"):
         networks.read(edit({"context_embedder.weight": None}), SD35, None, False)
+
+
+def test_a_table_that_no_line_repeats_is_refused(capsys, tmp_path, edit, arrays):
+    """One column of one row is another than in all other rows: the network could not make that again."""
+    table = arrays[TABLE].copy()
+    table[0, SMALL.table + 3, 0] += 0.1
+    complaint = fails(capsys, tmp_path / "flax", "sd35", edit({TABLE: table}), tmp_path / "flax")
+    assert f"{TABLE} does not hold the same sines for its columns and its rows" in complaint
 
 
 def test_nonfinite_weight_is_named(capsys, tmp_path, edit, arrays):

@@ -3,15 +3,17 @@
 import dataclasses
 import time
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import little_run
 import numpy as np
 import pytest
+from conftest import tiny_model
 from flax import nnx
 
-from svdp_jax import config as configs
+from svdp_jax import config as configs, files
 from svdp_jax.errors import UserError
 from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models.mmdit import MMDiT
@@ -117,3 +119,15 @@ def test_one_readable_video_is_enough(tmp_path):
         writer.write(np.full((64, 64, 3), 128, np.uint8))
     data = configs.Data(source="videos", path=str(tmp_path), size=16)
     assert list(preflight.data(changed(data=data))) == []
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/run", "mounted/run"])
+def test_a_work_folder_in_a_bucket_is_refused(tmp_path, monkeypatch, workdir):
+    """By its address, or as what gcsfuse mounted, which the system's table of mounts tells."""
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "mounts"
+    table.write_text(f"/dev/sda / ext4 rw 0 0\nbucket {tmp_path}/mounted fuse.gcsfuse rw 0 0\n")
+    monkeypatch.setattr(files, "MOUNTS", table)
+    (problem,) = preflight.disk(configs.Config("tiny", tiny_model()), Path(workdir))
+    assert "lies in a bucket, which cannot rename folders" in problem
+    assert not list(preflight.disk(configs.Config("tiny", tiny_model()), tmp_path / "disk"))

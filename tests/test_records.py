@@ -1,7 +1,10 @@
 import dataclasses
 import logging
+import os
 from fractions import Fraction
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import tiny_model, training_data
@@ -9,6 +12,7 @@ from conftest import tiny_model, training_data
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.media.writer import VideoWriter
+from svdp_jax.training import records
 
 
 def config(**data):
@@ -82,3 +86,22 @@ def test_a_folder_without_usable_videos_is_said(tmp_path):
 def test_a_folder_that_is_missing_is_said(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         batches(config(source="videos", path=str(tmp_path / "no")), tmp_path / "cache")
+
+
+def test_more_videos_than_a_start_may_crop_are_sent_to_prepare(tmp_path):
+    for number in range(records.MANY + 1):
+        (tmp_path / f"{number}.mp4").touch()
+    data = configs.Data(source="videos", path=str(tmp_path))
+    with pytest.raises(UserError, match="make records of them with `python -m svdp_jax.prepare`"):
+        records.folder_clips(data, tmp_path / "cache")
+
+
+def test_hosts_that_share_a_cache_write_files_of_their_own(tmp_path, portraits, monkeypatch):
+    """While one host crops a video, another begins and ends: the first one's file is its own still."""
+    path, renamed = sorted(portraits.glob("*.mp4"))[0], []
+    monkeypatch.setattr(Path, "rename", lambda self, target: renamed.append(self.name) or os.replace(self, target))
+    for host in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        records.cropped(path, 32, tmp_path)
+        [file.unlink() for file in tmp_path.glob("*.npy")]
+    assert len(set(renamed)) == 2

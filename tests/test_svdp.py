@@ -48,7 +48,7 @@ def test_full_size_has_the_published_parameters():
     model = nnx.eval_shape(lambda: svdp.SVDP(configs.sd35m(), nnx.Rngs(0)))
     assert count(model.image) == 2_243_171_520
     assert count(model) - count(model.image) == 396_625_920
-    assert model.image.pos_embed.pos_embed.shape == (384, 384, 1536)
+    assert model.image.pos_embed.line.shape == (384, 768)
 
 
 def test_full_size_runs_in_shape():
@@ -84,11 +84,10 @@ def test_without_conditions_and_with_zero_gates_it_is_the_image_model(temporal):
 
 
 def test_shift_puts_three_pictures_side_by_side():
-    """Against crops computed by hand on a table that holds its own coordinates."""
+    """Against crops computed by hand on a table that holds its own coordinates: columns first, then rows."""
     embed = PatchEmbed(tiny_model().backbone, nnx.Rngs(0))
-    y, x = jnp.meshgrid(jnp.arange(12.0), jnp.arange(12.0), indexing="ij")
-    embed.pos_embed[...] = jnp.stack([y, x] * 16, -1)
-    corners = {shift: embed.crop(2, 2, shift)[:, :2].tolist() for shift in (-1, 0, 1)}
+    embed.line[...] = jnp.stack([jnp.arange(12.0)] * 16, -1)
+    corners = {shift: embed.crop(2, 2, shift)[:, [16, 0]].tolist() for shift in (-1, 0, 1)}
     assert corners[0] == [[5, 5], [5, 6], [6, 5], [6, 6]]
     assert corners[svdp.SOURCE_SHIFT] == [[5, 3], [5, 4], [6, 3], [6, 4]]
     assert corners[svdp.DRIVING_SHIFT] == [[5, 7], [5, 8], [6, 7], [6, 8]]

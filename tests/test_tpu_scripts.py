@@ -37,6 +37,61 @@ def test_dry_run_prints_every_command_and_runs_none(action):
     assert ACTIONS[action] in result.stdout and "--zone=us-central2-b" in result.stdout
 
 
+# Runs what it is told in a local shell, as a worker whose home is a folder of this test. A slice is a file that
+# says its state; it is taken away after its first launch, as spot machines are.
+GCLOUD = """#!/bin/bash
+echo "$*" >> "$FAKE/calls"
+case "$*" in
+  *"queued-resources create"*) echo ACTIVE > "$FAKE/state" ;;
+  *"queued-resources delete"*) rm "$FAKE/state" ;;
+  *"queued-resources describe"*) cat "$FAKE/state" ;;
+  *"tpu-vm scp"*) mkdir -p "$FAKE/home/svdp_jax" ;;
+  *"tpu-vm ssh"*)
+    for word; do case $word in --command=*) command=${word#--command=} ;; esac; done
+    case $command in
+      *venv/bin/pip*) ;;
+      *svdp_jax.train*)
+        cd "$FAKE/home" && HOME="$FAKE/home" bash -c "$command"
+        if [ ! -e "$FAKE/taken" ]; then touch "$FAKE/taken"; echo SUSPENDED > "$FAKE/state"; fi
+        ;;
+      *) [ "$(cat "$FAKE/state")" = ACTIVE ] && cd "$FAKE/home" && HOME="$FAKE/home" bash -c "$command" ;;
+    esac
+    ;;
+esac
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """The environment of a machine with the fake gcloud, whose worker trains for `SECONDS_` seconds."""
+    for path, text in (("bin/gcloud", GCLOUD), ("home/venv/bin/python", '#!/bin/bash\nsleep "$TRAINING"; echo "$*"\n')):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+        (tmp_path / path).chmod(0o755)
+    (tmp_path / "home/svdp_jax").mkdir()
+    (tmp_path / "records").mkdir()
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    return os.environ | {"PATH": path, "FAKE": str(tmp_path), "PAUSE": "0.1", "INPUTS": str(tmp_path / "records")}
+
+
+def test_launch_returns_while_the_training_runs(cloud, tmp_path):
+    command = ["bash", SCRIPT, "launch", "configs/tpu_v4.py"]
+    result = subprocess.run(command, text=True, capture_output=True, env=cloud | {"TRAINING": "20"}, timeout=15)
+    assert result.returncode == 0 and "started" in result.stdout, result.stderr
+    assert not (tmp_path / "home/train.rc").exists()
+
+
+def test_a_slice_that_is_taken_away_is_made_again_and_trains_on(cloud, tmp_path):
+    command = ["bash", SCRIPT, "supervise", "configs/tpu_v4.py", "--config.seed=1"]
+    result = subprocess.run(command, text=True, capture_output=True, cwd=ROOT, env=cloud | {"TRAINING": "1"}, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "the training is done" in result.stdout
+    calls = (tmp_path / "calls").read_text()
+    assert calls.count("queued-resources create") == calls.count("svdp_jax.train") == 2
+    assert f"scp --recurse {tmp_path / 'records'} svdp:svdp_jax/ --worker=all" in calls
+    assert "--config.seed=1 --workdir /mnt/svdp/run" in (tmp_path / "home/train.log").read_text()
+
+
 @pytest.mark.parametrize("arguments", [[], ["explode"], ["--dry-run", "launch"], ["--dry-run", "fetch"]])
 def test_a_wrong_word_fails(arguments):
     assert tpu(*arguments).returncode == 2

@@ -130,7 +130,7 @@ def bench_image(config, rounds: int, reference: str | None) -> list[dict]:
     if reference:
         runs["image, diffusers"] = diffusers_image(b, dtype, latents, text, pooled)
     streams = ((1, tokens_per_frame(config)),)
-    flops = sum(block_flops(b, streams, text_shape[0]).values())
+    flops = sum(block_flops(b, streams, text_shape[0], (1, *streams[0][1:] * 2)).values())
     return [line(name, config, seconds, flops) for name, seconds in medians(runs, rounds).items()]
 
 

@@ -5,13 +5,16 @@
 #   tpu_scripts/tpu.sh [--dry-run] wait        until it is there
 #   tpu_scripts/tpu.sh [--dry-run] setup       copy this repository to every worker and install it
 #   tpu_scripts/tpu.sh [--dry-run] launch CONFIG [FLAGS...]   train on all workers, detached
+#   tpu_scripts/tpu.sh [--dry-run] supervise CONFIG [FLAGS...]   all of the above, and again whenever a spot
+#                                              slice is taken away, until the training is done
 #   tpu_scripts/tpu.sh [--dry-run] watch       follow the first worker's log
 #   tpu_scripts/tpu.sh [--dry-run] fetch DIR   copy the finished model here
 #   tpu_scripts/tpu.sh [--dry-run] stop        ask the training to save and end
 #   tpu_scripts/tpu.sh [--dry-run] delete      give the slice back
 #
 # NAME, ZONE, TYPE and VERSION name the slice; WORKDIR is a folder that all workers share
-# (a mounted bucket), since every worker writes its part of a checkpoint.
+# (Filestore, say; not a bucket mounted with gcsfuse, which cannot rename folders), since every worker
+# writes its part of a checkpoint. INPUTS are folders here that setup copies beside the repository.
 set -euo pipefail
 
 NAME=${NAME:-svdp}
@@ -20,6 +23,8 @@ TYPE=${TYPE:-v4-32}
 VERSION=${VERSION:-tpu-ubuntu2204-base}
 SPOT=${SPOT:-1}
 WORKDIR=${WORKDIR:-/mnt/svdp/run}
+INPUTS=${INPUTS:-weights prompts records}
+PAUSE=${PAUSE:-30} # seconds between looks
 
 fail() {
   echo "tpu.sh: $1" >&2
@@ -68,7 +73,7 @@ wait_for_it() {
     case $state in
       FAILED | SUSPENDED) fail "the request ended as $state; delete it and create another" ;;
       ACTIVE) ;;
-      *) sleep 30 ;;
+      *) sleep "$PAUSE" ;;
     esac
   done
 }
@@ -77,14 +82,57 @@ setup() {
   local archive=/tmp/svdp_jax.tar.gz
   run git archive --format=tar.gz --output="$archive" HEAD
   tpu tpu-vm scp "$archive" "$NAME:svdp_jax.tar.gz" --worker=all
-  everywhere 'mkdir -p svdp_jax && tar -xzf svdp_jax.tar.gz -C svdp_jax && cd svdp_jax && sudo apt-get -qq install -y python3.11-venv && python3.11 -m venv ~/venv && ~/venv/bin/pip install -q -e ".[tpu]" && ~/venv/bin/python -c "import jax; print(jax.device_count())"'
+  everywhere 'mkdir -p svdp_jax && tar -xzf svdp_jax.tar.gz -C svdp_jax && cd svdp_jax && sudo apt-get -qq install -y python3.11-venv && python3.11 -m venv ~/venv && ~/venv/bin/pip install -q -e ".[tpu]" && ~/venv/bin/python -c "import jax; print(jax.local_device_count())"'
+  local folder
+  for folder in $INPUTS; do
+    [ -n "$dry" ] || [ -d "$folder" ] || fail "there is no folder $folder here; make it as the config's head says, or set INPUTS"
+    tpu tpu-vm scp --recurse "$folder" "$NAME:svdp_jax/" --worker=all
+  done
 }
 
 launch() {
   [ $# -ge 1 ] || fail "launch wants a config, such as configs/tpu_v4.py"
   local flags
   flags=$(printf '%q ' --config "$@" --workdir "$WORKDIR")
-  everywhere "cd svdp_jax && nohup ~/venv/bin/python -m svdp_jax.train $flags > ~/train.log 2>&1 & echo started"
+  # Nothing of the training may hold the session's output open, or ssh would wait for its end.
+  everywhere "cd svdp_jax && rm -f ~/train.rc && export JAX_COMPILATION_CACHE_DIR=~/jax_cache && { nohup sh -c '~/venv/bin/python -m svdp_jax.train $flags; echo \$? > ~/train.rc' > ~/train.log 2>&1 < /dev/null & } && echo started"
+}
+
+state() {
+  gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --format="value(state.state)" 2> /dev/null || true
+}
+
+# The training's exit status, once it has one; nothing where it runs, or the slice is not there to ask.
+ended() {
+  gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=0 --command="cat ~/train.rc 2> /dev/null || true" 2> /dev/null || true
+}
+
+supervise() {
+  [ $# -ge 1 ] || fail "supervise wants a config, such as configs/tpu_v4.py"
+  local rc now
+  if [ -n "$dry" ]; then
+    create && wait_for_it && setup && launch "$@"
+    return
+  fi
+  while :; do
+    now=$(state)
+    if [ "$now" != ACTIVE ]; then
+      [ -z "$now" ] || delete
+      create
+      wait_for_it
+      setup
+      launch "$@"
+    fi
+    rc=$(ended)
+    case $rc in
+      "") sleep "$PAUSE" ;;
+      0)
+        echo "the training is done; fetch the model, then delete the slice"
+        return
+        ;;
+      *) fail "the training ended with $rc; see watch" ;;
+    esac
+  done
 }
 
 watch_it() {
@@ -98,7 +146,7 @@ fetch() {
 }
 
 stop() {
-  everywhere "pkill -TERM -f svdp_jax.train"
+  everywhere "pkill -TERM -f '^[^ ]*python -m svdp_jax.train'" # not the shell around it, which notes how it ended
 }
 
 delete() {
@@ -109,11 +157,11 @@ action=${1:-}
 [ $# -gt 0 ] && shift
 case $action in
   create | setup | stop | delete) "$action" ;;
-  launch | fetch) "$action" "$@" ;;
+  launch | fetch | supervise) "$action" "$@" ;;
   wait) wait_for_it ;;
   watch) watch_it ;;
   *)
-    sed -n '2,15s/^# \{0,1\}//p' "$0"
+    sed -n '2,18s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

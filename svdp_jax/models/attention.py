@@ -6,6 +6,7 @@ passes keys and values around a ring (Liu et al. 2023, arXiv 2310.01889) where t
 not divide.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as splash_mask,
 )
 
+from svdp_jax.models.layers import KEPT
 from svdp_jax.parallel import context_size, on_devices
 
 
@@ -47,18 +49,19 @@ class Frames(NamedTuple):
     references: int = 0
 
 
-def frame_attention(q: list, k: list, v: list, kernel: str, frames: Frames) -> list:
+def frame_attention(q: list, k: list, v: list, kernel: str, frames: Frames, asked: Frames) -> list:
     """Softmax attention within each frame of a video.
 
-    q, k and v hold tokens of the joined frames, b r n h k, and where there is text, its own for
-    every frame that is no reference, b (f p) t h k. The result is as they are.
+    k and v hold tokens of the joined frames, b r n h k, and where there is text, its own for every
+    frame that is no reference, b (f p) t h k. q holds as much, or the frames that are `asked`
+    alone, without text. The result is as q is.
     """
     context = context_size()
-    here = Frames(frames.current // context, frames.past // context, frames.references)
+    here, ours = (x._replace(current=x.current // context, past=x.past // context) for x in (frames, asked))
 
-    def local(*groups):
-        attended = [local_attention(*qkv, kernel) for qkv in zip(*(sequences(x, here) for x in groups))]
-        return joined_frames(attended, here, q[0].shape[2])[: len(q)]
+    def local(q, k, v):
+        attended = [local_attention(*qkv, kernel) for qkv in zip(sequences(q, ours), sequences(k, here), sequences(v, here))]
+        return joined_frames(attended, ours, q[0].shape[2])[: len(q)]
 
     return on_devices(local, "batch", "frames")(q, k, v)
 
@@ -142,12 +145,10 @@ def ring_attention(q, k, v, context: int) -> jax.Array:
 
 
 def local_attention(q: jax.Array, k: jax.Array, v: jax.Array, kernel: str) -> jax.Array:
-    """Attention on one device, ... l h k. The result is named KEPT, for policies of what to keep."""
+    """Attention on one device, q ... l h k, k and v ... m h k. The result is named KEPT, for policies of
+    what to keep (`layers.POLICIES`), which know cuDNN's by itself."""
     merged = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
     return KERNELS[best_kernel(q) if kernel == "auto" else kernel](*merged).reshape(q.shape)
-
-
-KEPT = "attention"
 
 
 def named(kernel: Callable) -> Callable:
@@ -190,42 +191,43 @@ STEP = 1 << 18  # scores that a TPU could compute in the time it takes to turn t
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """The Pallas kernel for TPUs that ships with JAX. Segment ids keep the padding apart."""
-    length, h = q.shape[1:3]
-    padded, blocks = splash_blocks(length)
+    """The Pallas kernel for TPUs that ships with JAX. Segment ids keep the keys' padding unseen."""
+    length, keys, h = q.shape[1], k.shape[1], q.shape[2]
+    padded, blocks = splash_blocks(length, keys)
     q, k, v = (
-        jnp.pad(rearrange(x, "b l h k -> b h l k"), ((0, 0), (0, 0), (0, padded - length), (0, 0)))
-        for x in (q * q.shape[-1] ** -0.5, k, v)
+        jnp.pad(rearrange(x, "b l h k -> b h l k"), ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)))
+        for x, size in zip((q * q.shape[-1] ** -0.5, k, v), (padded[0], padded[1], padded[1]))
     )
-    mask = splash_mask.MultiHeadMask([splash_mask.FullMask((padded, padded))] * h)
+    mask = splash_mask.MultiHeadMask([splash_mask.FullMask(padded)] * h)
     # Names the row sums too, without which the backward pass would run the kernel again.
     kernel = splash_kernel.make_splash_mha_single_device(mask, block_sizes=blocks, residual_checkpoint_name=KEPT)
-    segments = (jnp.arange(padded) >= length).astype(jnp.int32)
-    ids = None if padded == length else splash_kernel.SegmentIds(segments, segments)
+    beyond = (jnp.arange(padded[1]) >= keys).astype(jnp.int32)
+    ids = None if padded[1] == keys else splash_kernel.SegmentIds(jnp.zeros(padded[0], jnp.int32), beyond)
     out = jax.vmap(lambda q, k, v: kernel(q, k, v, ids))(q, k, v)
     return rearrange(out[:, :, :length], "b h l k -> b l h k")
 
 
-def splash_blocks(length: int) -> tuple[int, splash_kernel.BlockSizes]:
-    """The padded length and tiles that make least work of a sequence: its scores, with the padding's,
-    and the turns from tile to tile. Larger tiles do not fit a core's fast memory."""
-    least = -(-length // LANES) * LANES
+def splash_blocks(queries: int, keys: int) -> tuple[tuple[int, int], splash_kernel.BlockSizes]:
+    """The padded lengths and tiles that make least work of sequences: their scores, with the padding's,
+    and the turns from tile to tile. Larger tiles do not fit a core's fast memory; of a tile, more scores
+    at once no longer fit its registers (docs/figures.md)."""
     largest = lambda padded, limit: max(b for b in range(LANES, limit + 1, LANES) if padded % b == 0)
-    tried = [
-        (padded**2 * (1 + STEP / (q * kv)), padded, q, kv)
-        for padded in range(least, least + least // 8 + 1, LANES)
-        for q, kv in [(largest(padded, 1152), largest(padded, 2048))]
-    ]
-    _, padded, q, kv = min(tried)
-    compute = largest(kv, 512)
-    return padded, splash_kernel.BlockSizes(
-        block_q=q, block_kv=kv, block_kv_compute=compute,
-        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=compute, use_fused_bwd_kernel=True,
+
+    def candidates(length, limit):
+        least = -(-length // LANES) * LANES
+        return [(padded, largest(padded, limit)) for padded in range(least, least + least // 8 + 1, LANES)]
+
+    pairs = itertools.product(candidates(queries, 1152), candidates(keys, 2048))
+    pairs = [(q, k) for q, k in pairs if queries != keys or q[0] == k[0]]  # what attends to itself is padded once
+    (padded_q, q), (padded_k, kv) = min(pairs, key=lambda x: x[0][0] * x[1][0] * (1 + STEP / (x[0][1] * x[1][1])))
+    return (padded_q, padded_k), splash_kernel.BlockSizes(
+        block_q=q, block_kv=kv, block_kv_compute=largest(kv, 256),
+        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=largest(kv, 512), use_fused_bwd_kernel=True,
     )  # fmt: skip
 
 
 KERNELS = {
     "splash": splash_attention,
-    "cudnn": named(partial(jax.nn.dot_product_attention, implementation="cudnn")),
+    "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),
     "xla": named(xla_attention),
 }

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import pack, rearrange, repeat
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from svdp_jax import parallel
 
@@ -63,6 +64,16 @@ def together(x: jax.Array, *linears: nnx.Linear) -> list[jax.Array]:
     return jnp.split(x @ kernel + bias, len(linears), -1)
 
 
+def every(tokens: jax.Array) -> jax.Array:
+    """All tokens: what is read of a block's result, unless it is the last."""
+    return tokens
+
+
+def attended_streams(x: jax.Array, read: Callable, to_q: nnx.Linear, to_k: nnx.Linear, to_v: nnx.Linear) -> list[jax.Array]:
+    """Queries of the tokens that `read` picks, keys and values of all."""
+    return together(x, to_q, to_k, to_v) if read is every else [to_q(read(x)), *together(x, to_k, to_v)]
+
+
 def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
@@ -74,17 +85,26 @@ def time_embedding(times: jax.Array, size: int = 256) -> jax.Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def position_table(size: int, width: int, base: int) -> jax.Array:
-    """Sin-cos table of `size` x `size` patches, y x d, with `base` patches per unit-scale picture.
-
-    Half the channels encode the column and half the row, as SD3's table does.
-    """
+def position_line(size: int, width: int, base: int) -> jax.Array:
+    """Sines and cosines of `size` places in a row, x d/2, with `base` of them per unit-scale picture."""
     frequency = 10000.0 ** (-jnp.arange(width // 4, dtype=jnp.float32) / (width // 4))
     angle = (jnp.arange(size, dtype=jnp.float32) * (base / size))[:, None] * frequency
-    line = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-    column = jnp.broadcast_to(line[None, :], (size, size, width // 2))
-    row = jnp.broadcast_to(line[:, None], (size, size, width // 2))
-    return jnp.concatenate([column, row], axis=-1)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def position_grid(rows, columns):
+    """The positions of a picture, y x d, from those of its rows (y d/2) and columns (x d/2).
+
+    Half the channels encode the column and half the row, as in SD3's table.
+    """
+    across, down = repeat(columns, "x d -> y x d", y=len(rows)), repeat(rows, "y d -> y x d", x=len(columns))
+    return pack([across, down], "y x *")[0]
+
+
+def position_table(size: int, width: int, base: int) -> jax.Array:
+    """SD3's table of `size` x `size` patches, y x d, as its checkpoints hold it."""
+    line = position_line(size, width, base)
+    return position_grid(line, line)
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
@@ -100,13 +120,32 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
     return nnx.vmap(lambda keys: make(keys))(rngs.split(count))
 
 
+KEPT = "attention"  # what kernels name of their results; the primitive that gives names:
+NAMING = jax.make_jaxpr(lambda x: checkpoint_name(x, KEPT))(0.0).eqns[0].primitive
+CUDNN = "dot_product_attention_fwd_wrapper"  # its results are an output and row sums that nobody can name
+
+
+def attention_results(policy: Callable) -> Callable:
+    """Has a policy for the name KEPT take all that cuDNN's forward pass makes for so named: its backward
+    pass wants the row sums, and without them the kernel would run again."""
+
+    def kept(primitive, *args, **params):
+        if primitive.name == CUDNN:
+            return policy(NAMING, *args, name=KEPT)
+        return policy(primitive, *args, **params)
+
+    return kept
+
+
 # What the backward pass finds kept; None keeps everything.
 POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=["attention"], offload_src="device", offload_dst="pinned_host"
+    "attention": attention_results(jax.checkpoint_policies.save_only_these_names(KEPT)),
+    "offload": attention_results(
+        jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[KEPT], offload_src="device", offload_dst="pinned_host"
+        )
     ),
 }
 
@@ -114,13 +153,18 @@ POLICIES = {
 def scan(step: Callable, modules: nnx.Module | dict[str, nnx.Module], carry, policy: str = "none"):
     """Runs `carry = step(module, carry)` over a stack.
 
-    `policy` is one of POLICIES: what to keep for the backward pass.
+    `policy` is one of POLICIES: what to keep for the backward pass. A stack of one may change the carry's shape.
     """
     graph, state = nnx.split(modules)
+    count = jax.tree.leaves(state)[0].shape[0]
+    few = count <= FEW_LAYERS
 
     def body(carry, state):
         return step(nnx.merge(graph, parallel.gathered(state)), carry), None
 
-    kept = jax.checkpoint(body, policy=POLICIES[policy]) if POLICIES[policy] else body
-    count = jax.tree.leaves(state)[0].shape[0]
-    return jax.lax.scan(kept, carry, state, unroll=count <= FEW_LAYERS)[0]
+    # A loop keeps what is computed again apart from the first time by itself; the barriers that
+    # straight-line code needs for it would also keep the compiler from fusing across them.
+    kept = jax.checkpoint(body, policy=POLICIES[policy], prevent_cse=few) if POLICIES[policy] else body
+    if count == 1:
+        return kept(carry, jax.tree.map(lambda x: x[0], state))[0]
+    return jax.lax.scan(kept, carry, state, unroll=few)[0]

@@ -31,7 +31,8 @@ class PatchEmbed(nnx.Module):
         small = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
         size = config.patch**2 * config.channels
         self.proj = nnx.Linear(size, config.width, kernel_init=small, rngs=rngs)
-        self.pos_embed = Table(layers.position_table(config.table, config.width, config.base))
+        # Columns and rows of the checkpoint's table are the same: 1 MB says what its 0.9 GB do.
+        self.line = Table(layers.position_line(config.table, config.width, config.base))
 
     def __call__(self, latents: jax.Array, shift: int = 0) -> jax.Array:
         """Latents (... y x c) to tokens (... n d), `shift` picture widths right of the centre."""
@@ -39,14 +40,20 @@ class PatchEmbed(nnx.Module):
         rows, columns = (size // self.patch for size in latents.shape[-3:-1])
         return tokens + self.crop(rows, columns, shift).astype(tokens.dtype)
 
+    @property
+    def pos_embed(self) -> jax.Array:
+        """The whole position table, y x d, as the checkpoint holds it."""
+        return layers.position_grid(self.line[...], self.line[...])
+
     def crop(self, rows: int, columns: int, shift: int = 0) -> jax.Array:
         """The part of the position table (n d) where a picture of this size lies."""
-        side = self.pos_embed.shape[0]
+        side = len(self.line)
         top = (side - rows) // 2
         left = (side - columns) // 2 + shift * columns
         if min(top, left) < 0 or max(top + rows, left + columns) > side:
             raise ValueError(f"{rows}x{columns} patches shifted by {shift} leave the {side}² table")
-        return rearrange(self.pos_embed[top : top + rows, left : left + columns], "y x d -> (y x) d")
+        grid = layers.position_grid(self.line[top : top + rows], self.line[left : left + columns])
+        return rearrange(grid, "y x d -> (y x) d")
 
 
 class TimeTextEmbed(nnx.Module):
@@ -76,20 +83,23 @@ class JointAttention(nnx.Module):
         if text_out:
             self.to_add_out = nnx.Linear(d, d, rngs=rngs)
 
-    def __call__(self, attend: Callable, image: jax.Array, text: jax.Array | None = None):
-        """Image ... n d and text ... t d to the same; text comes back None where none is kept.
+    def __call__(self, attend: Callable, image: jax.Array, text: jax.Array | None = None, read: Callable = layers.every):
+        """Image ... n d, those tokens that are `read`, and text ... t d; text comes back None where none is kept.
 
-        `attend` is given q, k, v and the kernel's name, see `attention.picture_attention`.
+        `attend` is given q, k, v and the kernel's name, see `attention.picture_attention`; where no
+        text is kept, q has none.
         """
-        groups = [self.image_heads(image)]
+        text_out = hasattr(self, "to_add_out")
+        groups = [self.image_heads(image, read)]
         if text is not None:
             groups.append(self.text_heads(text))
-        attended = attend(*map(list, zip(*groups)), self.kernel)
+        q, k, v = map(list, zip(*groups))
+        attended = attend(q if text_out else q[:1], k, v, self.kernel)
         image, *others = (rearrange(x, "... l h k -> ... l (h k)") for x in attended)
-        return self.to_out(image), self.to_add_out(others[0]) if hasattr(self, "to_add_out") else None
+        return self.to_out(image), self.to_add_out(others[0]) if text_out else None
 
-    def image_heads(self, image: jax.Array) -> tuple[jax.Array, ...]:
-        q, k, v = self.split(layers.together(image, self.to_q, self.to_k, self.to_v))  # ... n h k
+    def image_heads(self, image: jax.Array, read: Callable) -> tuple[jax.Array, ...]:
+        q, k, v = self.split(layers.attended_streams(image, read, self.to_q, self.to_k, self.to_v))  # ... n h k
         return self.norm_q(q), self.norm_k(k), v
 
     def text_heads(self, text: jax.Array) -> tuple[jax.Array, ...]:
@@ -119,21 +129,28 @@ class JointBlock(nnx.Module):
         if kind != "last":
             self.ff_context = layers.MLP(d, 4 * d, d, layers.gelu_tanh, rngs)
 
-    def __call__(self, image: jax.Array, text: jax.Array, cond: jax.Array, attend: Callable = picture_attention):
+    def __call__(
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        cond: jax.Array,
+        attend: Callable = picture_attention,
+        read: Callable = layers.every,
+    ):
         """Image ... n d, text ... t d, cond ... d to image and text of the same shapes.
 
         The leading dimensions are b, or b and frames of a video; those of cond may be ones.
-        `attend` says which tokens see which.
+        `attend` says which tokens see which; `read` picks those of the image that come back.
         """
         cond = jax.nn.silu(cond)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.chunks(self.norm1, cond)
-        attended, text_attended = self.attn(attend, layers.modulate(image, shift, scale), self.modulated_text(text, cond))
+        attended, text_attended = self.attn(attend, layers.modulate(image, shift, scale), self.modulated_text(text, cond), read)
         if dual:
             second, _ = self.attn2(attend, layers.modulate(image, *dual[:2]))
             second = second * layers.over_tokens(dual[2])
         else:
             second = 0
-        image = image + attended * layers.over_tokens(gate) + second  # ... n d
+        image = read(image) + attended * layers.over_tokens(gate) + second  # ... n d
         mlp = self.ff(layers.modulate(image, mlp_shift, mlp_scale))
         image = image + mlp * layers.over_tokens(mlp_gate)
         if self.kind == "last":

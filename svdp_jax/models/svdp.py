@@ -7,6 +7,7 @@ other through time, then runs the pretrained joint block frame by frame on
 [z ; source ; driving] with text, and with the same weights on the past frames.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -55,17 +56,17 @@ class VideoAttention(nnx.Module):
         self.to_q, self.to_k, self.to_v, self.to_out = (nnx.Linear(d, d, rngs=rngs) for _ in range(4))
         self.norm_q, self.norm_k = (layers.RMSNorm(d // self.heads) for _ in range(2))
 
-    def __call__(self, tokens: jax.Array, cond: jax.Array, angles: jax.Array) -> jax.Array:
-        """Tokens b f n d of frames in any order, cond b 1 d, angles as for `rotate`."""
+    def __call__(self, tokens: jax.Array, cond: jax.Array, angles: jax.Array, read: Callable = layers.every) -> jax.Array:
+        """Tokens b f n d of frames in any order, cond b 1 d, angles as for `rotate`; the frames that are `read`."""
         shift, scale, gate = jnp.split(self.norm(jax.nn.silu(cond)), 3, axis=-1)
         normed = layers.modulate(tokens, shift, scale)
         q, k, v = (
             rearrange(x, "b f n (h k) -> b f n h k", h=self.heads)
-            for x in layers.together(normed, self.to_q, self.to_k, self.to_v)
+            for x in layers.attended_streams(normed, read, self.to_q, self.to_k, self.to_v)
         )
-        q, k = rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles)
+        q, k = rotate(self.norm_q(q), read(angles)), rotate(self.norm_k(k), angles)
         attended = rearrange(self.attend(q, k, v), "b f n h k -> b f n (h k)")
-        return tokens + self.to_out(attended) * layers.over_tokens(gate)
+        return read(tokens) + self.to_out(attended) * layers.over_tokens(gate)
 
 
 class SVDP(nnx.Module):
@@ -125,19 +126,23 @@ class SVDP(nnx.Module):
             groups.append(rearrange(references, "g b f n d -> b (f g) n d"))
         tokens = parallel.join(groups)  # b r n d
         texts = repeat(text, "b t d -> b f t d", f=f + p)
-        attend = partial(frame_attention, frames=layout)
 
-        def step(modules, carry):
+        def step(modules, carry, read=layers.every, left=layout, asked=layout):
+            """One block; `left` are the frames after attention through time, `asked` those that come back."""
             tokens, texts = parallel.constrain(carry, "batch", "frames")
             if self.temporal != "none":
                 moving, *still = parallel.split(tokens, (f + p, f * layout.references))
-                tokens = parallel.join([modules["video"](moving, cond, angles), *still])
-            return modules["block"](tokens, texts, cond, attend)
+                tokens = parallel.join([modules["video"](moving, cond, angles, read), *still])
+            return modules["block"](tokens, read(texts), cond, partial(frame_attention, frames=left, asked=asked), read)
+
+        current = lambda x: parallel.split(x, (f,))[0]
+        # Of the last block only z is read, so nothing else is computed there but what z looks at.
+        last = partial(step, read=current, left=layout._replace(past=0), asked=Frames(f))
 
         carry = tokens, texts
         for kind in image.kinds:
             modules = {"block": getattr(image, kind)}
             if self.temporal != "none":
                 modules["video"] = getattr(self, f"video_{kind}")
-            carry = layers.scan(step, modules, carry, policy)
-        return image.head(parallel.split(carry[0], (f,))[0], cond, rows)  # b f y x c
+            carry = layers.scan(last if kind == "last" else step, modules, carry, policy)
+        return image.head(carry[0], cond, rows)  # b f y x c

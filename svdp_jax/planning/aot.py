@@ -53,12 +53,17 @@ def abstract(tree, mesh: jax.sharding.Mesh, *dimensions: str):
 
 
 def abstract_batch(config: configs.Config, mesh) -> dict:
-    d = config.data
+    """A training batch as shapes: pictures, or what records hold."""
+    d, model = config.data, config.model
     leading = {"source": (), "past": (d.past,), "target": (d.frames,), "driving": (d.frames,)}
+    side = d.size // model.codec.factor
+    frame = dict.fromkeys(leading, ((d.size, d.size, 3), jnp.uint8))
+    if d.source == "records":
+        frame = dict.fromkeys(leading, ((side, side, model.backbone.channels), jnp.float16))
+        leading, frame["seen"] = leading | {"seen": (d.frames,)}, ((side, side, 1), jnp.uint8)
+    place = lambda name: parallel.sharding(mesh, *parallel.batch_dimensions(name))
     return {
-        name: jax.ShapeDtypeStruct(
-            (d.batch, *frames, d.size, d.size, 3), jnp.uint8, sharding=parallel.sharding(mesh, *parallel.batch_dimensions(name))
-        )
+        name: jax.ShapeDtypeStruct((d.batch, *frames, *frame[name][0]), frame[name][1], sharding=place(name))
         for name, frames in leading.items()
     }
 

@@ -4,7 +4,7 @@ The compiler's count knows nothing of what attention kernels do.
 """
 
 from svdp_jax import config as configs
-from svdp_jax.weights.prompts import LENGTH
+from svdp_jax.weights.prompts import TEXTS
 
 
 def forward_flops(config: configs.Config) -> dict[str, float]:
@@ -15,10 +15,11 @@ def forward_flops(config: configs.Config) -> dict[str, float]:
     p = data.past if temporal != "none" else 0
     streams = ((f, 3 * n), (p, n))  # frames, and image tokens in each
     frames, video = f + p, (f + p) * n
-    seen = {"full": video**2, "factorized": frames**2 * n, "none": 0}[temporal]
-    return block_flops(b, streams, t) | {
-        "video projections": 2 * 4 * b.width**2 * video * b.blocks * (temporal != "none"),
-        "video attention": 4 * b.width * seen * b.blocks,
+    seen = {"full": video, "factorized": frames, "none": 0}[temporal]  # tokens that each looks at
+    queries = video * (b.blocks - 1) + f * n  # of the last block, the current frames alone
+    return block_flops(b, streams, t, (f, 3 * n, n)) | {
+        "video projections": 2 * 2 * b.width**2 * (video * b.blocks + queries) * (temporal != "none"),
+        "video attention": 4 * b.width * seen * queries,
         "embeddings": embedding_flops(config, sum(count * length for count, length in streams), f * n, t),
     }
 
@@ -27,15 +28,20 @@ def tokens_per_frame(config: configs.Config) -> int:
     return (config.data.size // config.model.codec.factor // config.model.backbone.patch) ** 2
 
 
-def block_flops(b: configs.Backbone, streams: tuple, t: int) -> dict[str, float]:
-    """Of the backbone's blocks, on streams of so many frames with so many image tokens each."""
+def block_flops(b: configs.Backbone, streams: tuple, t: int, last: tuple[int, int, int]) -> dict[str, float]:
+    """Of the backbone's blocks, on streams of so many frames with so many image tokens each.
+
+    last: frames of the last block, image tokens in each, and how many of these are read: for the
+    others it makes keys and values alone, and of text too.
+    """
     d, frames = b.width, sum(count for count, _ in streams)
     tokens = sum(count * length for count, length in streams)
     scores = lambda extra: sum(count * (length + extra) ** 2 for count, length in streams)
+    f, seen, read = last
     return {
-        "image stream": 2 * 12 * d**2 * tokens * b.blocks,
-        "text stream": 2 * d**2 * t * frames * (12 * (b.blocks - 1) + 3),
-        "joint attention": 4 * d * scores(t) * b.blocks,
+        "image stream": 2 * d**2 * (12 * tokens * (b.blocks - 1) + f * (2 * seen + 10 * read)),
+        "text stream": 2 * d**2 * t * (12 * frames * (b.blocks - 1) + 3 * f),
+        "joint attention": 4 * d * (scores(t) * (b.blocks - 1) + f * read * (seen + t)),
         "attn2 projections": 2 * 4 * d**2 * tokens * b.dual,
         "attn2 attention": 4 * d * scores(0) * b.dual,
     }
@@ -51,4 +57,4 @@ def embedding_flops(config: configs.Config, tokens: int, outputs: int, text: int
 
 
 def text_tokens(config: configs.Config) -> int:
-    return LENGTH if config.prompt else 1
+    return TEXTS[config.model.video.text] if config.prompt else 1

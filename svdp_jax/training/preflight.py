@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from svdp_jax import config as configs, parallel
 from svdp_jax.errors import UserError
-from svdp_jax.files import read_manifest
+from svdp_jax.files import in_bucket, read_manifest
 from svdp_jax.media import video
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
@@ -184,6 +184,12 @@ def unreadable(paths: list[Path], folder: str) -> Iterator[str]:
 
 def disk(config: configs.Config, workdir: Path) -> Iterator[str]:
     """A work folder that cannot be made or written, or whose disk has no room for the checkpoints."""
+    if in_bucket(workdir):
+        yield (
+            f"{workdir} lies in a bucket, which cannot rename folders, as a checkpoint needs; name a --workdir on a disk "
+            "that all hosts share (Filestore, NFS), and copy its model to the bucket when the run is done."
+        )
+        return
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield f"{there} cannot be written, so there can be no {workdir}; name another --workdir."

@@ -44,6 +44,7 @@ def batches(config: configs.Config, example: Callable[[int], dict], rows: list[i
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads))
 
 
+MANY = 200  # videos of a folder; to crop more takes longer than a start may
 NEIGHBOURS = 16  # examples tried in place of a bad one
 
 
@@ -134,6 +135,11 @@ def folder_clips(data: configs.Data, cache: Path) -> list[np.ndarray]:
     used are named in a warning; UserError where none can.
     """
     paths, clips = videos(data), []
+    if len(paths) > MANY:
+        raise UserError(
+            f"{data.path} holds {len(paths)} videos, and every host would crop all of them before the first step; make "
+            "records of them with `python -m svdp_jax.prepare`, and train with config.data.source=records."
+        )
     cache.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="Cropping faces", unit="video"):
         try:
@@ -165,7 +171,7 @@ def cropped(path: Path, size: int, cache: Path) -> np.ndarray:
     target = cache / f"{key.hexdigest()[:16]}.npy"
     if not readable(target):
         driving = prepare_driving(path, size)
-        partial = target.with_suffix(".partial")
+        partial = target.with_suffix(f".{jax.process_index()}.partial")  # the cache may be one for all hosts
         shape = (len(driving.track.found), 2, size, size, 3)
         frames = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         for index, frame in enumerate(driving_frames(driving)):

@@ -27,6 +27,7 @@ from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.text import CLIPConfig, CLIPText, T5Config, T5Encoder
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec
+from svdp_jax.weights.older import renewed, stored_name
 
 # Networks by the name in config.json: the type of their config, and the module.
 NETWORKS = {
@@ -133,7 +134,7 @@ def abstract_network(folder: Path) -> Any:
 def load_network(folder: Path, dtype=None, sharding=None) -> Any:
     """The network of a weights folder, in the dtype given or that stored, laid out so or on one device of this process."""
     graph, state = nnx.split(abstract_network(folder))
-    stored = stored_arrays(folder / "params")
+    stored = renewed(stored_arrays(folder / "params"))
     typed = {
         path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf).dtype, sharding=sharding)
         for path, leaf in named(state).items()
@@ -156,14 +157,16 @@ def read_arrays(folder: Path, like: dict) -> dict:
 
     Raises UserError that names what is missing, too many, or of another shape.
     """
-    if faults := misfits(like, stored_arrays(folder)):
+    stored = stored_arrays(folder)
+    if faults := misfits(like, stored):
         raise UserError(f"{folder} does not fit this network: {'; '.join(faults)}.")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = {stored_name(path, stored): leaf for path, leaf in like.items()}
     restore_args = {
-        path: ocp.ArrayRestoreArgs(sharding=leaf.sharding or here, global_shape=leaf.shape, dtype=leaf.dtype)
+        path: ocp.ArrayRestoreArgs(sharding=leaf.sharding or here, global_shape=stored[path].shape, dtype=leaf.dtype)
         for path, leaf in like.items()
     }
-    return restore(folder, like, restore_args)
+    return renewed(restore(folder, like, restore_args))
 
 
 NAMED = 5  # parameters of each fault; one mistake often has hundreds
@@ -171,6 +174,7 @@ NAMED = 5  # parameters of each fault; one mistake often has hundreds
 
 def misfits(wanted: dict, stored: dict) -> list[str]:
     """What keeps stored arrays from being the wanted ones, a clause for each kind of fault."""
+    stored = renewed(stored)
     shapes = {
         f"{path} {stored[path].shape} instead of {leaf.shape}"
         for path, leaf in wanted.items()
@@ -195,7 +199,7 @@ def load_parts(folder: Path, *states):
 def load_arrays(folder: Path) -> dict[str, np.ndarray]:
     """All parameters in host memory, as stored, by dotted path."""
     verify(folder)
-    return host_arrays(folder / "params")
+    return renewed(host_arrays(folder / "params"))
 
 
 def host_arrays(folder: Path) -> dict[str, np.ndarray]:

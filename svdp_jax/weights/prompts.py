@@ -20,7 +20,8 @@ PORTRAIT = "a portrait of a person, head and shoulders, looking at the camera"
 CLIPS = (("text_encoder", "tokenizer", 77), ("text_encoder_2", "tokenizer_2", 77))
 STACKS = ("layers", "block")  # of CLIP and of T5
 T5 = ("text_encoder_3", "tokenizer_3", 256)
-LENGTH = CLIPS[0][2] + T5[2]  # text tokens of a prompt: both CLIPs side by side, then T5
+# Tokens of a prompt by `config.model.video.text`: both CLIPs side by side, then T5.
+TEXTS = {"all": CLIPS[0][2] + T5[2], "clip": CLIPS[0][2]}
 
 
 def encode(folder: Path, load: Callable[[str], nnx.Module], prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -79,4 +80,5 @@ def prompt_of(config: Config) -> tuple[np.ndarray, np.ndarray]:
     backbone = config.model.backbone
     if not config.prompt:
         return np.zeros((1, backbone.text_width), np.float32), np.zeros(backbone.pooled_width, np.float32)
-    return load_prompt(Path(config.prompt))
+    text, pooled = load_prompt(Path(config.prompt))
+    return text[: TEXTS[config.model.video.text]], pooled

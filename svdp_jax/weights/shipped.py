@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.weights import checkpoint
+from svdp_jax.weights.older import renewed
 
 FOLDER = Path(__file__).parent / "toy"
 ARRAYS = "model.safetensors"
@@ -42,7 +43,7 @@ def load(folder: Path) -> tuple[configs.Config, nnx.Module]:
         return checkpoint.load_model(folder)
     checkpoint.verify(folder)
     graph, state = nnx.split(checkpoint.abstract_network(folder))
-    arrays, leaves = load_file(folder / ARRAYS), checkpoint.named(state)
+    arrays, leaves = renewed(load_file(folder / ARRAYS)), checkpoint.named(state)
     for name, leaf in leaves.items():
         if name not in arrays or arrays[name].shape != leaf.shape:
             raise UserError(f"{folder / ARRAYS} does not fit its config.json: {name} is missing or misshapen.")
