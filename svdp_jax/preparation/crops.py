@@ -41,6 +41,7 @@ class Clip(NamedTuple):
     total: int  # frames of the video
     box: face.Box  # the crop in the picture
     facts: dict[str, float]
+    digest: str = ""  # of all that, but whose film it is and where, and of the crops
 
 
 class Writer:
