@@ -271,7 +271,7 @@ def write_report(given: stages.Given, listing: ingest.Listing, copies: list[tupl
     counts = [("videos found", len(listing.sources)), ("videos missing", len(listing.missing)),
               ("pairs of nearly identical videos, which do not drive each other", len(alike)),
               ("clips accepted", len(accepted)), ("clips driven", len(driven)),
-              ("seconds of them", round(sum(c.count / c.fps for c in found if c.name in driven)))]  # fmt: skip
+              ("seconds of them", round(sum(c.facts["seconds"] for c in found if c.name in driven)))]  # fmt: skip
     counts += [(f"rejected: {reason}", number) for reason, number in sorted(Counter(r.reason for r in rejected).items())]
     table = [clip_row(clip, masked[clip.name], driven) for clip in found]
     said = next((pairs[clip.name]["made_by"] for clip in shown if clip.name in driven), {})
