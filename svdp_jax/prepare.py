@@ -259,7 +259,8 @@ def throw_away(out: Path, redo: str | None) -> None:
 
 def write_report(given: stages.Given, listing: ingest.Listing, copies: list[tuple[str, str]]) -> list[tuple[str, str]]:
     out = given.out
-    found, alike = left.clips(out, given.sources), stages.near(given)
+    found = left.clips(out, given.sources)
+    alike = stages.near(given, found)
     masked, pairs = ({clip.name: of(out, clip) for clip in found} for of in (left.mask_of, left.pair_of))
     driven = {clip.name: pairs[clip.name]["driver"] for clip in found if (pairs[clip.name] or {}).get("driver")}
     rejected = [report.Rejected(f"{name} ({why})", "video missing") for name, why in listing.missing]

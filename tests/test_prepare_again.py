@@ -41,7 +41,7 @@ def film(path: Path, seed: int) -> None:
     with open(path, "ab") as file:
         file.write(space.to_bytes(4) + b"free" + bytes(space - 8))
     landmarks(path, MARKS)
-    footage.truth_path(path).write_bytes(bytes([seed]))
+    footage.truth_path(path).write_bytes(bytes([seed % 256]))
 
 
 def landmarks(path: Path, marks: np.ndarray, frames: int = FRAMES) -> None:

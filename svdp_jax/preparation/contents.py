@@ -70,7 +70,7 @@ class Contents:
 
 def _key(files: Sequence[Path]) -> str:
     """Where they are: that of the file, or of the folder of many."""
-    return str((files[0] if len(files) == 1 else files[0].parent).resolve())
+    return os.path.abspath(files[0] if len(files) == 1 else files[0].parent)
 
 
 def _stamp(files: Sequence[Path]) -> str:

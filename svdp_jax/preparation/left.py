@@ -69,11 +69,6 @@ def paired(out: Path, found: list[crops.Clip]) -> list[tuple[crops.Clip, str]]:
     return [(clip, about[clip.name]["driver"]) for clip in found if about[clip.name] and about[clip.name]["driver"]]
 
 
-def said_of(out: Path, clip: crops.Clip) -> dict[str, str]:
-    """What the driver's pictures say of themselves; nothing where the clip drives itself."""
-    return read_json(out / "pairs" / f"{clip.name}.json")["made_by"]
-
-
 def driver_of(out: Path, clip: crops.Clip, driver: str) -> tuple[Path, np.ndarray]:
     """The file of the driver's frames, and the points (f, k) that outline what is kept of them."""
     if driver == clip.name:

@@ -103,14 +103,16 @@ def _masks(g: Given) -> list[Job]:
 
 
 def _pairs(g: Given) -> list[Job]:
-    s, found = g.settings, left.masked(g.out, left.clips(g.out, g.sources))
-    others = [[]] * len(found) if s.pairs == "self" else drivers.candidates(found, s.seed, near(g))
+    s, found = g.settings, left.clips(g.out, g.sources)
+    same, found = near(g, found), left.masked(g.out, found)
+    others = [[]] * len(found) if s.pairs == "self" else drivers.candidates(found, s.seed, same)
     weights = shipped.fingerprint(Path(s.pair_weights)) if s.pairs == "liveportrait" else ""
-    # The toy world draws a driver from two persons' truth, not from pictures of them.
+    # The toy world draws a driver from two people's truth, not from pictures of them.
     truth = lambda clip: g.contents.of([footage.truth_path(Path(clip.path))]) if s.pairs == "toy" else ""
+    of = {clip.name: [clip.name, clip.digest, truth(clip)] for clip in found}
     made_from = lambda clip, others: {
-        "code": CODE["pairs"], "--pairs": s.pairs, "--pair-weights": weights, "--size": s.size, "crop": clip.digest,
-        "truth": truth(clip), "drivers": [[other.name, other.digest, truth(other)] for other in others],
+        "code": CODE["pairs"], "--pairs": s.pairs, "--pair-weights": weights, "--size": s.size,
+        "crop": clip.digest, "truth": truth(clip), "drivers": [of[other.name] for other in others],
     }  # fmt: skip
     return [
         Job(work.pair, g.out, s, Pairing(clip, o), g.out / "pairs" / f"{clip.name}.json", plain(made_from(clip, o)))
@@ -118,9 +120,9 @@ def _pairs(g: Given) -> list[Job]:
     ]
 
 
-def near(g: Given) -> list[tuple[str, str]]:
-    """Pairs of films of several people that look alike, of those with accepted clips."""
-    people = {clip.video: clip.person for clip in left.clips(g.out, g.sources)}
+def near(g: Given, found: list[crops.Clip]) -> list[tuple[str, str]]:
+    """Pairs of films of several people that look alike, of those that the clips are of."""
+    people = {clip.video: clip.person for clip in found}
     looks = {name: (encode.read_json(g.out / "faces" / f"{name}.json") or {}).get("look", "") for name in people}
     return [(a, b) for a, b in alike.pairs(looks) if people[a] != people[b]]
 
@@ -150,11 +152,11 @@ def write_manifest(g: Given, shards: list[Job]) -> None:
     """Ends the encoding: what the shards hold, and what made them."""
     folder, first, entries = g.out / "records", 0, []
     for job in shards:
-        for clip, driver in left.paired(g.out, job.item.clips):
-            sources = encode.candidates(left.clip_track(g.out, clip))
-            entries.append({"name": clip.name, "person": clip.person, "driver": driver, "first": first,
-                            "count": clip.count, "fps": clip.fps, "sources": sources, "licence": clip.licence,
-                            "driver_made_by": left.said_of(g.out, clip)})  # fmt: skip
+        for clip in job.item.clips:
+            about = left.pair_of(g.out, clip)
+            entries.append({"name": clip.name, "person": clip.person, "driver": about["driver"], "first": first,
+                            "count": clip.count, "fps": clip.fps, "sources": clip.sources, "licence": clip.licence,
+                            "driver_made_by": about["made_by"]})  # fmt: skip
             first += clip.count
     whole, codec = [encode.read_json(job.result) for job in shards], g.settings.codec
     licences = sorted({entry["licence"] for entry in entries})

@@ -90,7 +90,8 @@ def cut_crops(job: Job, advance: Callable) -> None:
             rejected.append({"name": name, "reason": reason, "thumb": shot["thumb"]})
             continue
         clip = {"name": name, "video": source.name, "first": shot["first"], "count": shot["count"],
-                "fps": shot["fps"], "total": about["frames"], "box": box, "facts": facts}  # fmt: skip
+                "fps": shot["fps"], "total": about["frames"], "box": box, "facts": facts,
+                "sources": encode.candidates(crops.unpack(np.load(stem.with_suffix(".npy"))))}  # fmt: skip
         clips.append(clip | {"digest": digest([clip, *map(encode.file_hash, _files(stem))])})
     about = {"clips": clips, "rejected": rejected}
     finish(job, about, sorted(partial.iterdir()), partial / job.result.name)
@@ -186,7 +187,7 @@ def made_by(s: Settings) -> dict[str, str]:
 
 
 def _stored(out: Path, clip: crops.Clip) -> drivers.Stored:
-    return drivers.Stored(clip, left.frames_of(out, clip), encode.candidates(left.clip_track(out, clip))[0])
+    return drivers.Stored(clip, left.frames_of(out, clip), clip.sources[0])
 
 
 # Records
