@@ -35,6 +35,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -257,12 +258,12 @@ def throw_away(out: Path, redo: str | None) -> None:
 # Report
 
 
-def write_report(given: stages.Given, listing: ingest.Listing, copies: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def write_report(given: stages.Given, listing: ingest.Listing, copies: list[tuple[str, str]]) -> list[tuple[str, int]]:
     out = given.out
     found = left.clips(out, given.sources)
     alike = stages.near(given, found)
     masked, pairs = ({clip.name: of(out, clip) for clip in found} for of in (left.mask_of, left.pair_of))
-    driven = {clip.name: pairs[clip.name]["driver"] for clip in found if (pairs[clip.name] or {}).get("driver")}
+    driven = {clip.name: pairs[clip.name]["driver"] for clip in found if pairs[clip.name].get("driver")}
     rejected = [report.Rejected(f"{name} ({why})", "video missing") for name, why in listing.missing]
     rejected += [report.Rejected(f"{name} (it is {other})", "the same video again") for name, other in copies]
     rejected += [*rejected_shots(given), *rejected_clips(out, found, masked, pairs)]
@@ -276,7 +277,7 @@ def write_report(given: stages.Given, listing: ingest.Listing, copies: list[tupl
     counts += [(f"rejected: {reason}", number) for reason, number in sorted(Counter(r.reason for r in rejected).items())]
     table = [clip_row(clip, masked[clip.name], driven) for clip in found]
     said = next((pairs[clip.name]["made_by"] for clip in shown if clip.name in driven), {})
-    sheets = [lambda clip=clip: sheet(out, given.settings.size, clip, driven.get(clip.name)) for clip in kept]
+    sheets = [partial(sheet, out, given.settings.size, clip, driven.get(clip.name)) for clip in kept]
     made_from = [[clip.digest, masked[clip.name], pairs[clip.name]] for clip in kept]
     report.write(out, report.Report(counts, rejected, alike, table, sheets, said, made_from))
     return counts
@@ -296,7 +297,7 @@ def rejected_clips(out: Path, found: list[crops.Clip], masked: dict, pairs: dict
         thumb = lambda clip=clip: report.thumbnail(next(crops.read(left.frames_of(out, clip), [0])))
         if masked[clip.name] and masked[clip.name]["reason"]:
             yield report.Rejected(clip.name, masked[clip.name]["reason"], thumb, clip.digest)
-        drawn = pairs[clip.name] or {"rejected": [], "driver": "?"}
+        drawn = {"rejected": [], "driver": "?"} | pairs[clip.name]
         for name, why in drawn["rejected"]:
             complaint = why.split(" (")[0]  # without its figures
             yield report.Rejected(f"{name} as driver of {clip.name}: {why}", f"pair: {complaint}")
@@ -304,8 +305,8 @@ def rejected_clips(out: Path, found: list[crops.Clip], masked: dict, pairs: dict
             yield report.Rejected(clip.name, "nobody to drive it", thumb, clip.digest)
 
 
-def clip_row(clip: crops.Clip, masked: dict | None, driven: dict[str, str]) -> dict:
-    facts = clip.facts | (masked or {"facts": {}})["facts"]
+def clip_row(clip: crops.Clip, masked: dict, driven: dict[str, str]) -> dict:
+    facts = clip.facts | masked.get("facts", {})
     shown = ("seconds", "face", "crop", "found", "confidence", "sharpness", "frozen", "yaw", "kept", "outline")
     return {"clip": clip.name, "driver": driven.get(clip.name, "")} | {k: facts.get(k, "") for k in shown}
 

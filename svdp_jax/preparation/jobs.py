@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from svdp_jax import config as configs
 from svdp_jax.files import remove
@@ -47,7 +47,7 @@ class Job(NamedTuple):
     work: Callable[["Job", Callable[[int], None]], None]  # (job, advance); importable
     out: Path
     settings: Settings
-    item: NamedTuple
+    item: Any  # a Source, Clip, Pairing or Shard, as the stage takes them
     result: Path  # the JSON file
     made_from: dict  # `plain`, by names in which the user is told of a change
 

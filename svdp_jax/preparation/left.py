@@ -43,18 +43,18 @@ def clip_track(out: Path, clip: crops.Clip) -> face.Track:
     return crops.unpack(np.load(frames_of(out, clip).with_suffix(".npy")))
 
 
-def mask_of(out: Path, clip: crops.Clip) -> dict | None:
+def mask_of(out: Path, clip: crops.Clip) -> dict:
     return _of(out / "masks", clip)
 
 
-def pair_of(out: Path, clip: crops.Clip) -> dict | None:
+def pair_of(out: Path, clip: crops.Clip) -> dict:
     return _of(out / "pairs", clip)
 
 
-def _of(folder: Path, clip: crops.Clip) -> dict | None:
-    """A result about a clip; None where it is about other crops. Before results said this, there was one for each."""
-    about = read_json(folder / f"{clip.name}.json")
-    return about if about and about.get("made_from", {}).get("crop", clip.digest) == clip.digest else None
+def _of(folder: Path, clip: crops.Clip) -> dict:
+    """A result about a clip; empty where it is about other crops. Before results said this, there was one for each."""
+    about = read_json(folder / f"{clip.name}.json") or {}
+    return about if about.get("made_from", {}).get("crop", clip.digest) == clip.digest else {}
 
 
 def masked(out: Path, found: list[crops.Clip]) -> list[crops.Clip]:

@@ -6,7 +6,7 @@ and where it says so already no picture is drawn.
 
 import base64
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,9 +40,9 @@ class Report(NamedTuple):
     rejected: list[Rejected]
     alike: list[tuple[str, str]]  # films
     clips: list[dict]  # one row of the table of clips each
-    sheet: list[Callable[[], list[list[np.ndarray]]]]  # each draws rows of the contact sheet, see `row`
+    sheet: Sequence[Callable[[], list[list[np.ndarray]]]]  # each draws rows of the contact sheet, see `row`
     metadata: dict[str, str]  # of the contact sheet
-    made_from: list[str]  # what that depends on
+    made_from: list  # what that depends on, as JSON can say it
 
 
 def thumbnail(image: np.ndarray) -> str:
@@ -62,7 +62,8 @@ def spread(count: int, wanted: int) -> list[int]:
 def write(folder: Path, report: Report) -> None:
     """`report.html`, and `contact_sheet.png` where there are clips."""
     page, sheet = folder / "report.html", folder / "contact_sheet.png"
-    told = [r._replace(thumb=None) for r in report.rejected], report._replace(rejected=None, sheet=len(report.sheet))
+    rejected = [(r.name, r.reason, r.made_from) for r in report.rejected]
+    told = [report.counts, rejected, report.alike, report.clips, report.metadata, report.made_from]
     head = (
         f'<!doctype html><meta charset="utf-8"><meta name="made-from" content="{digest(told)}">'
         f"<title>Preparation</title><style>{STYLE}</style><h1>Preparation</h1>\n"

@@ -86,7 +86,7 @@ def cut_crops(job: Job, advance: Callable) -> None:
         name, facts, stem = f"{source.name}-{number:03}", shot["facts"], partial / f"{number:03}"
         box, reason = _cut_shot(job, frames, shot, row, stem, advance)
         row += shot["count"] * shot["tracked"]
-        if reason:
+        if box is None or reason:
             rejected.append({"name": name, "reason": reason, "thumb": shot["thumb"]})
             continue
         clip = {"name": name, "video": source.name, "first": shot["first"], "count": shot["count"],
