@@ -13,12 +13,14 @@ result with --config.data.source=records --config.data.path=OUT.
 
 VIDEOS are files, folders or 'globs'. With --list they are where a dataset's videos were downloaded
 to, and only what the list names is taken: HDTF's folder of lists, TalkingHead-1KH's text file, or
-CelebV-HQ's JSON.
+CelebV-HQ's JSON. A video that is another's copy is left out.
 
-Stopped at any moment, the same command goes on where it was. Videos may be added between runs. The
-stages run on Apache Beam, which takes its own options after `--`: on this machine by default,
-`-- --runner=none` for a plain loop without Beam, `-- --runner=DataflowRunner ...` elsewhere, where
-the workers must see the same folders.
+Stopped at any moment, the same command goes on where it was. Told again after any change, of a
+video, a list, weights or an option, it makes exactly what is out of date, says what that is, and
+removes what no longer belongs; so name all of VIDEOS each time. Options that are not given stay as
+they were. The stages run on Apache Beam, which takes its own options after `--`: on this machine by
+default, `-- --runner=none` for a plain loop without Beam, `-- --runner=DataflowRunner ...`
+elsewhere, where the workers must see the same folders.
 
 Try it on drawn people:
 
@@ -33,15 +35,19 @@ import os
 import shutil
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face, masks
-from svdp_jax.preparation import crops, encode, gates, ingest, left, pipeline, report, stages
+from svdp_jax.files import remove
+from svdp_jax.preparation import crops, encode, gates, ingest, jobs, left, pipeline, report, stages, work
 from svdp_jax.toy import footage
+from svdp_jax.weights import checkpoint
 
 NO_PAIRS = (
     "no weights to make pairs with: give --pair-weights DIR (from `python -m convert liveportrait SRC DIR`), or "
@@ -63,22 +69,22 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    defaults = stages.Settings()
+    defaults = jobs.Settings()
     add("videos", nargs="+", metavar="VIDEOS", help="videos, folders, or globs in quotes")
     add("out", type=Path, metavar="OUT", help="folder of the preparation, new or to be gone on with")
     add("--list", default="", metavar="FILE", help="a dataset's list, see above")
-    add("--licence", default="unknown", metavar="TEXT", help="of the videos, for the manifest; lists bring their own")
+    add("--licence", metavar="TEXT", help="of the videos, for the manifest; lists bring their own")
     add("--size", type=int, metavar="PIXELS", help=f"of a crop (default {defaults.size})")
     add("--longest", type=float, metavar="SECONDS", help=f"of a clip (default {defaults.longest:g})")
     add("--limit", action="append", dest="limits", metavar="GATE", help="change a gate: fact=least or fact=least:most")
     add("--landmarks", metavar="HOW", help="windows (default, from the embedded finder), mediapipe:MODEL.task, or files:DIR")
-    add("--pairs", choices=["self", *stages.MAKERS],
+    add("--pairs", choices=["self", *work.MAKERS],
         help="who drives: another person by LivePortrait (default), the clip itself, or a drawn person")  # fmt: skip
     add("--pair-weights", metavar="DIR", help="converted LivePortrait weights")
     add("--codec", metavar="DIR", help="converted autoencoder, or pixels:FACTOR for the toy model")
     add("--seed", type=int, help=f"of who drives whom (default {defaults.seed})")
     add("--stage", choices=list(stages.STAGES), help="run this stage alone")
-    add("--redo", choices=list(stages.STAGES), help="first throw away what this stage and later ones made")
+    add("--redo", choices=list(stages.STAGES), help="first throw away what this stage and later ones made, up to date or not")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes on this machine (default all cores)")
     add("--draw-toy", type=int, metavar="N", help="first draw N videos of the toy world into VIDEOS, a new folder")
     return result
@@ -101,22 +107,46 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
         draw_toy(Path(options.videos[0]), options.draw_toy)
     out = options.out
     names = [options.stage] if options.stage else list(stages.STAGES)
-    settings = decide(options, out, names)
+    settings = decide(options, out)
     check(settings, names)
-    listing = ingest.find(options.videos, options.list, options.licence)
+    check_folder(out, options.redo)
+    listing = ingest.find(options.videos, options.list, settings.licence)
     out.mkdir(parents=True, exist_ok=True)
+    given, copies = stages.given(out, settings, listing.sources)
+    check_films(out, given.sources)
+    throw_away(out, options.redo)
     record(out, settings, names)
-    for name in names:
+    left.write_films(out, given.sources)
+    for name in list(stages.STAGES)[: list(stages.STAGES).index(names[-1]) + 1]:
         entry = stages.STAGES[name]
-        jobs = entry.jobs(out, settings, listing.sources)
-        pipeline.run(entry.stage, jobs, beam or local(options.workers, len(jobs), entry.network))
-        if entry.end and jobs:
-            entry.end(out, settings, jobs)
-    counts = write_report(out, settings, listing)
+        found = entry.jobs(given)
+        todo = [job for job in found if not jobs.done(job)]
+        if name in names:
+            make(entry, given, found, todo, options.workers, beam)
+        elif todo:
+            raise UserError(
+                f"--stage {options.stage} needs what --stage {name} makes, and {len(todo)} of {len(found)} {entry.items} "
+                "of that are not up to date: run that first, or leave --stage out."
+            )
+    given.contents.keep()
+    counts = write_report(given, listing, copies)
     print("\n".join(f"{what}: {number}" for what, number in counts))
     print(f"See {out / 'report.html'}.")
-    if not jobs:
+    if not found:
         raise UserError(f"no clip is left for --stage {name}; {out / 'report.html'} says why.")
+
+
+def make(entry: stages.Entry, given: stages.Given, found: list[jobs.Job], todo: list[jobs.Job], workers: int, beam) -> None:
+    """Does the jobs that are to do, of those found, and removes what is none's."""
+    folder = given.out / entry.folder
+    gone = jobs.sweep(folder, found)
+    if todo or gone:
+        print(jobs.told(entry.title, entry.items, found, todo, gone))
+        (folder / encode.MANIFEST).unlink(missing_ok=True)  # of records: it would speak of other shards
+    if todo:
+        pipeline.run(entry.stage, todo, beam or local(workers, len(todo), entry.network))
+    if found and entry.end:
+        entry.end(given, found)
 
 
 def local(workers: int, jobs: int, network: bool) -> list[str]:
@@ -145,25 +175,11 @@ def draw_toy(folder: Path, clips: int) -> None:
 # Settings: given ones, else those of the runs before, else defaults
 
 
-def decide(options: argparse.Namespace, out: Path, names: list[str]) -> stages.Settings:
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(stages.Settings)}
+def decide(options: argparse.Namespace, out: Path) -> jobs.Settings:
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(jobs.Settings)}
     given["codec"] = codec_of(options.codec)
     given["limits"] = tuple(options.limits) if options.limits is not None else None
-    given = {name: value for name, value in given.items() if value is not None}
-    before = settings_of(out)
-    if options.redo:
-        redo = list(stages.STAGES)[list(stages.STAGES).index(options.redo) :]
-        for name in redo:
-            shutil.rmtree(out / stages.FOLDERS[name], ignore_errors=True)
-            before = {k: v for k, v in before.items() if k not in stages.STAGES[name].settings}
-    for name, entry in stages.STAGES.items():
-        changed = [k for k in entry.settings if k in before and k in given and given[k] != before[k]]
-        if changed and (out / stages.FOLDERS[name]).exists():
-            raise UserError(
-                f"{out} was made with another --{changed[0].replace('_', '-')}: add --redo {name} to make that stage "
-                "and what follows again, or give another OUT."
-            )
-    return stages.Settings(**before | given)
+    return jobs.Settings(**settings_of(out) | {name: value for name, value in given.items() if value is not None})
 
 
 def codec_of(choice: str | None) -> configs.Codec | None:
@@ -185,7 +201,7 @@ def settings_of(out: Path) -> dict:
     return before | ({"codec": configs.build(configs.Codec, before["codec"], "codec")} if "codec" in before else {})
 
 
-def record(out: Path, settings: stages.Settings, names: list[str]) -> None:
+def record(out: Path, settings: jobs.Settings, names: list[str]) -> None:
     """Notes the settings that the stages about to run read."""
     read = {key for name in names for key in stages.STAGES[name].settings}
     now = {k: v for k, v in dataclasses.asdict(settings).items() if k in read}
@@ -193,75 +209,115 @@ def record(out: Path, settings: stages.Settings, names: list[str]) -> None:
     encode.write_json(out / "settings.json", before | now)
 
 
-def check(settings: stages.Settings, names: list[str]) -> None:
+def check(settings: jobs.Settings, names: list[str]) -> None:
     """What would fail after hours fails here."""
     gates.limited(list(settings.limits))
     masks.check(settings.landmarks)
-    if "pairs" in names and settings.pairs == "liveportrait" and not settings.pair_weights:
-        raise UserError(NO_PAIRS)
-    if "encode" in names and not (settings.codec.kind == "pixels" or settings.codec.weights):
-        raise UserError(NO_CODEC)
+    if "pairs" in names and settings.pairs == "liveportrait":
+        if not settings.pair_weights:
+            raise UserError(NO_PAIRS)
+        checkpoint.about(Path(settings.pair_weights))
+    if "encode" in names and settings.codec.kind != "pixels":
+        if not settings.codec.weights:
+            raise UserError(NO_CODEC)
+        checkpoint.about(Path(settings.codec.weights))
     factor = settings.codec.factor
     if settings.size < 16 or settings.size % factor:
         raise UserError(f"--size {settings.size}: give a multiple of {factor}, the codec's factor, from 16.")
 
 
+# The folder: nothing in it is lost by mistake
+
+
+def check_folder(out: Path, redo: str | None) -> None:
+    """UserError where OUT is not the folder of a preparation, or of one whose results do not say what they are."""
+    there = [entry.folder for entry in stages.STAGES.values() if (out / entry.folder).exists()]
+    if there and not (out / "settings.json").exists():
+        raise UserError(f"{out / there[0]} is there and no preparation is; name a new folder as OUT.")
+    if there and not (out / left.FILMS).exists() and redo != next(iter(stages.STAGES)):
+        raise UserError(
+            f"{out} was made by an earlier version, whose results do not say what they were made from: train and "
+            "evaluate on it as it is, and to go on with it add --redo faces, which makes all of it again."
+        )
+
+
+def check_films(out: Path, sources: list[ingest.Source]) -> None:
+    """UserError where OUT was made of other films altogether: these would be removed."""
+    before = encode.read_json(out / left.FILMS) or {}
+    here = {source.name for source in sources} | {source.content for source in sources}
+    if before and not any(name in here or film["content"] in here for name, film in before.items()):
+        raise UserError(f"{out} was made of other videos: name those too, or another folder as OUT.")
+
+
+def throw_away(out: Path, redo: str | None) -> None:
+    names = list(stages.STAGES)
+    for name in names[names.index(redo) :] if redo else ():
+        remove(out / stages.STAGES[name].folder)
+
+
 # Report
 
 
-def write_report(out: Path, s: stages.Settings, listing: ingest.Listing) -> list[tuple[str, int]]:
-    found = left.clips(out, listing.sources)
-    rejected = list(rejections(out, listing, found))
-    driven = {clip.name: driver for clip, driver in left.paired(out, found)}
+def write_report(given: stages.Given, listing: ingest.Listing, copies: list[tuple[str, str]]) -> list[tuple[str, int]]:
+    out = given.out
+    found = left.clips(out, given.sources)
+    alike = stages.near(given, found)
+    masked, pairs = ({clip.name: of(out, clip) for clip in found} for of in (left.mask_of, left.pair_of))
+    driven = {clip.name: pairs[clip.name]["driver"] for clip in found if pairs[clip.name].get("driver")}
+    rejected = [report.Rejected(f"{name} ({why})", "video missing") for name, why in listing.missing]
+    rejected += [report.Rejected(f"{name} (it is {other})", "the same video again") for name, other in copies]
+    rejected += [*rejected_shots(given), *rejected_clips(out, found, masked, pairs)]
     shown = [found[i] for i in report.spread(len(found), report.SHOWN)] if found else []
-    kept = [clip for clip in shown if (out / "masks" / f"{clip.name}.npy").exists()]
-    rows = [row for clip in kept for row in sheet(out, s, clip, driven.get(clip.name))]
+    kept = [clip for clip in shown if masked[clip.name]]
+    accepted = [clip for clip in found if masked[clip.name] and not masked[clip.name]["reason"]]
     counts = [("videos found", len(listing.sources)), ("videos missing", len(listing.missing)),
-              ("clips accepted", len(left.masked(out, found))), ("clips driven", len(driven)),
-              ("seconds of them", round(sum(c.count / c.fps for c in found if c.name in driven)))]  # fmt: skip
+              ("pairs of nearly identical videos, which do not drive each other", len(alike)),
+              ("clips accepted", len(accepted)), ("clips driven", len(driven)),
+              ("seconds of them", round(sum(c.facts["seconds"] for c in found if c.name in driven)))]  # fmt: skip
     counts += [(f"rejected: {reason}", number) for reason, number in sorted(Counter(r.reason for r in rejected).items())]
-    table = [clip_row(out, clip, driven) for clip in found]
-    said = next((left.said_of(out, clip) for clip in shown if clip.name in driven), {})
-    report.write(out, report.Report(counts, rejected, table, rows, said))
+    table = [clip_row(clip, masked[clip.name], driven) for clip in found]
+    said = next((pairs[clip.name]["made_by"] for clip in shown if clip.name in driven), {})
+    sheets = [partial(sheet, out, given.settings.size, clip, driven.get(clip.name)) for clip in kept]
+    made_from = [[clip.digest, masked[clip.name], pairs[clip.name]] for clip in kept]
+    report.write(out, report.Report(counts, rejected, alike, table, sheets, said, made_from))
     return counts
 
 
-def rejections(out: Path, listing: ingest.Listing, found: list[crops.Clip]):
-    for name, why in listing.missing:
-        yield report.Rejected(f"{name} ({why})", "video missing", "")
-    for source in listing.sources:
-        faces = left.read_json(out / "faces" / f"{source.name}.json")
+def rejected_shots(given: stages.Given):
+    for source in given.sources:
+        faces = left.read_json(given.out / "faces" / f"{source.name}.json")
         if faces and faces["error"]:
-            yield report.Rejected(faces["error"], "video cannot be read", "")
-        for shot in (left.read_json(out / "crops" / source.name / "clips.json") or {"rejected": []})["rejected"]:
-            yield report.Rejected(shot["name"], shot["reason"], shot["thumb"])
+            yield report.Rejected(faces["error"], "video cannot be read")
+        for shot in (left.read_json(given.out / "crops" / source.name / "clips.json") or {"rejected": []})["rejected"]:
+            yield report.Rejected(shot["name"], shot["reason"], lambda shot=shot: shot["thumb"], shot["thumb"])
+
+
+def rejected_clips(out: Path, found: list[crops.Clip], masked: dict, pairs: dict):
     for clip in found:
-        thumb = lambda: report.thumbnail(next(crops.read(left.frames_of(out, clip), [0])))
-        masked = left.read_json(out / "masks" / f"{clip.name}.json")
-        if masked and masked["reason"]:
-            yield report.Rejected(clip.name, masked["reason"], thumb())
-        drawn = left.read_json(out / "pairs" / f"{clip.name}.json") or {"rejected": [], "driver": "?"}
+        thumb = lambda clip=clip: report.thumbnail(next(crops.read(left.frames_of(out, clip), [0])))
+        if masked[clip.name] and masked[clip.name]["reason"]:
+            yield report.Rejected(clip.name, masked[clip.name]["reason"], thumb, clip.digest)
+        drawn = {"rejected": [], "driver": "?"} | pairs[clip.name]
         for name, why in drawn["rejected"]:
             complaint = why.split(" (")[0]  # without its figures
-            yield report.Rejected(f"{name} as driver of {clip.name}: {why}", f"pair: {complaint}", "")
+            yield report.Rejected(f"{name} as driver of {clip.name}: {why}", f"pair: {complaint}")
         if not drawn["driver"]:
-            yield report.Rejected(clip.name, "nobody to drive it", thumb())
+            yield report.Rejected(clip.name, "nobody to drive it", thumb, clip.digest)
 
 
-def clip_row(out: Path, clip: crops.Clip, driven: dict[str, str]) -> dict:
-    masked = left.read_json(out / "masks" / f"{clip.name}.json") or {"facts": {}}
-    facts = clip.facts | masked["facts"]
+def clip_row(clip: crops.Clip, masked: dict, driven: dict[str, str]) -> dict:
+    facts = clip.facts | masked.get("facts", {})
     shown = ("seconds", "face", "crop", "found", "confidence", "sharpness", "frozen", "yaw", "kept", "outline")
     return {"clip": clip.name, "driver": driven.get(clip.name, "")} | {k: facts.get(k, "") for k in shown}
 
 
-def sheet(out: Path, s: stages.Settings, clip: crops.Clip, driver: str | None):
+def sheet(out: Path, size: int, clip: crops.Clip, driver: str | None) -> list[list[np.ndarray]]:
     """Two rows: frames of the clip, and what is kept of whoever drives it, else of itself."""
     where = report.spread(clip.count, report.ACROSS)
-    yield report.row(list(crops.read(left.frames_of(out, clip), where)))
     path, points = left.driver_of(out, clip, driver or clip.name)
     frames = zip(crops.read(path, where), points[where])
-    yield report.row([face.mask_driving(frame, masks.mask(outline, s.size)) for frame, outline in frames])
+    kept = [face.mask_driving(frame, masks.mask(outline, size)) for frame, outline in frames]
+    return [report.row(list(crops.read(left.frames_of(out, clip), where))), report.row(kept)]
 
 
 if __name__ == "__main__":

@@ -243,15 +243,18 @@ def test_source_crop_of_a_photograph(portraits: Path):
 
 # From films to records
 
+WALLS = [cv2.resize(np.random.default_rng(i).uniform(0.3, 1.2, (2, 5, 1)), (240, 60))[..., None] for i in range(3)]
+
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Three people, that is three films of a drawn face, 4 frames each: two batches."""
+    """Three people, that is three films of a drawn face before a wall of its own, 4 frames each: two batches."""
     folder = tmp_path_factory.mktemp("films")
     for number in range(3):
         with VideoWriter(folder / f"{'abc'[number]}.mp4", Fraction(25)) as writer:
             for t in range(4):
                 image = canvas()
+                image[:60] = WALLS[number] * image[:60]
                 draw(image, 120 + 115j + t, 1.6 + 0.2 * number)
                 writer.write(np.uint8(image * (1 - 0.1 * number)))
     return folder

@@ -42,7 +42,7 @@ def options(films, out, *more, pairs="toy"):
 
 
 def content(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".contents.json")  # holds times
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -154,20 +154,17 @@ def test_records_hold_what_was_cropped_and_masked(out, clips):
     assert abs(seen.mean() / 255 - mask.mean()) < 0.01
 
 
-def test_a_second_run_changes_nothing_and_other_settings_are_refused(films, out, capsys):
+def test_a_second_run_changes_nothing(films, out):
     before = content(out)
     prepare.main(options(films, out) + LOOP)
     assert content(out) == before
-    with pytest.raises(SystemExit):
-        prepare.main(options(films, out, "--size", "32") + LOOP)
-    assert "--redo crops" in capsys.readouterr().err and content(out) == before
 
 
 def test_one_stage_can_be_made_again(films, out, tmp_path):
     before = content(out)
     prepare.main([str(films), str(out), "--redo", "masks", "--stage", "masks", *LOOP])
     assert not (out / "records").exists() and not (out / "pairs").exists()
-    prepare.main([str(films), str(out), "--pairs", "toy", "--codec", "pixels:4", *LOOP])
+    prepare.main([str(films), str(out), *LOOP])
     assert content(out) == before
 
 
@@ -249,7 +246,7 @@ def test_without_beam_the_fix_is_said(films, tmp_path, monkeypatch, capsys):
 
 def plain_film(path: Path, frames: int = 30, points: int = 64):
     """Noise of different kinds, and so many landmarks that claim a face in it."""
-    random = np.random.default_rng(len(path.name))
+    random = np.random.default_rng(list(path.name.encode()))
     with VideoWriter(path, Fraction(25)) as writer:
         for _ in range(frames):
             writer.write(random.integers(0, 255, (72, 96, 3), np.uint8))

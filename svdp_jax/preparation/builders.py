@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from svdp_jax.preparation import crops, ingest, left, stages
+from svdp_jax.preparation import crops, ingest, jobs, left, stages
 
 
 class _FaceClips(tfds.core.GeneratorBasedBuilder):
@@ -27,7 +27,7 @@ class _FaceClips(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Clips as svdp_jax.prepare cuts them."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the dataset's own list(s) at `list` and the downloaded videos into `videos`."
-    settings = stages.Settings()
+    settings = jobs.Settings()
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -40,12 +40,15 @@ class _FaceClips(tfds.core.GeneratorBasedBuilder):
         listing = ingest.find([str(folder / "videos")], str(folder / "list"))
         return {"train": self._generate_examples(folder / "work", listing.sources)}
 
-    def _generate_examples(self, work: Path, sources: list[ingest.Source]):
-        for source in sources:
-            job = stages.Job(work, self.settings, source)
-            for stage in (stages.STAGES["faces"].stage, stages.STAGES["crops"].stage):
-                if not stage.done(job):
-                    stage.work(job, lambda frames: None)
+    def _generate_examples(self, work: Path, found: list[ingest.Source]):
+        work.mkdir(exist_ok=True)
+        given, _ = stages.given(work, self.settings, found)
+        left.write_films(work, given.sources)
+        for source in given.sources:
+            for stage in ("faces", "crops"):
+                (job,) = stages.STAGES[stage].jobs(given._replace(sources=[source]))
+                if not jobs.done(job):
+                    jobs.do(job, lambda frames: None)
             for clip in left.clips(work, [source]):
                 example = {"name": clip.name, "person": clip.person, "licence": clip.licence, "fps": np.float32(clip.fps)}
                 yield clip.name, example | {"frames": list(crops.encoded(left.frames_of(work, clip)))}

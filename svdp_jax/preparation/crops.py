@@ -41,6 +41,8 @@ class Clip(NamedTuple):
     total: int  # frames of the video
     box: face.Box  # the crop in the picture
     facts: dict[str, float]
+    sources: tuple[int, ...] = ()  # frames that make good source pictures
+    digest: str = ""  # of all that, but whose film it is and where, and of the crops
 
 
 class Writer:

@@ -30,14 +30,46 @@ class Stored(NamedTuple):
     source: int  # the frame that makes the best source picture
 
 
-def candidates(clip: crops.Clip, clips: list[crops.Clip], seed: int) -> list[crops.Clip]:
-    """Clips of other people, each person once, in the order in which they are tried."""
-    order = lambda other: hashlib.sha256(f"{seed} {clip.name} {other.name}".encode()).digest()
-    people = {}
-    for other in sorted(clips, key=order):
-        if other.person != clip.person:
-            people.setdefault(other.person, other)
-    return list(people.values())[:TRIES]
+def candidates(clips: list[crops.Clip], seed: int, alike: list[tuple[str, str]]) -> list[list[crops.Clip]]:
+    """For each clip, those of other people, each person once, in the order in which they are tried.
+
+    alike: names of films that do not drive each other. Clips and seed give every two clips a random number,
+    of which the least are taken: who joins the set, or leaves it, changes little for the others.
+    """
+    if not clips:
+        return []
+    keys = np.array([_key(f"{seed} {clip.name}") for clip in clips], np.uint64)
+    people = np.unique([clip.person for clip in clips], return_inverse=True)[1]
+    films, apart = np.array([clip.video for clip in clips]), {}
+    for a, b in alike:
+        apart.setdefault(a, []).append(b)
+        apart.setdefault(b, []).append(a)
+    result = []
+    for index, clip in enumerate(clips):
+        order, taken, free = _mixed(keys[index : index + 1], keys), [], people != people[index]
+        for film in apart.get(clip.video, []):
+            free &= films != film
+        while len(taken) < TRIES and free.any():
+            best = int(np.argmin(np.where(free, order, LAST)))
+            taken.append(clips[best])
+            free &= people != people[best]
+        result.append(taken)
+    return result
+
+
+LAST = np.uint64(2**64 - 1)
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def _mixed(one: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Numbers as good as random, of two keys each, by the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    x = many + one * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class Maker(NamedTuple):

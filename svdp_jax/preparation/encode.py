@@ -18,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from einops import reduce
 
 from svdp_jax.errors import UserError
+from svdp_jax.files import write_whole
 
 SHARD = 512  # frames, at least: 135 MB of latents at 512 x 512
 AT_ONCE = 8  # pictures encoded in one call
@@ -73,8 +74,15 @@ def shards(counts: list[int]) -> list[range]:
     return result
 
 
-def write_shard(path: Path, frames: Iterable[Pictures], encode: Callable[[np.ndarray], np.ndarray], factor: int) -> int:
-    """Encodes frames into a file that appears complete or not at all; returns how many.
+class Written(NamedTuple):
+    """What a shard holds."""
+
+    records: int
+    latents: Layout
+
+
+def write_shard(path: Path, frames: Iterable[Pictures], encode: Callable[[np.ndarray], np.ndarray], factor: int) -> Written:
+    """Encodes frames, one or more, into a file that appears complete or not at all.
 
     encode: pictures (b size size 3) uint8 to latents (b y x c), with b always 2 AT_ONCE.
     """
@@ -89,7 +97,7 @@ def write_shard(path: Path, frames: Iterable[Pictures], encode: Callable[[np.nda
                 writer.write(record)
             count += len(group)
     os.replace(partial, path)
-    return count
+    return Written(count, layout)
 
 
 def _groups(frames: Iterable[Pictures]) -> Iterator[list[Pictures]]:
@@ -117,25 +125,27 @@ def codec_mark(kind: str, factor: int, weights: str) -> dict:
 
 
 def file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
     """A file that appears complete or not at all, and is left alone where it says this already."""
-    if path.exists() and path.read_text() == text:
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_whole(path, text)
 
 
 def write_json(path: Path, value) -> None:
     """JSON, the same bytes for the same value."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path):
+    """None where the file is not there (yet), or is damaged, which is as good as not there."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def read_manifest(folder: Path) -> tuple[Path, dict]:

@@ -69,6 +69,7 @@ class Source(NamedTuple):
     person: str
     licence: str
     segments: tuple[Segment, ...] = (Segment(),)
+    content: str = ""  # digest, once it has been looked at
 
 
 class Listing(NamedTuple):
@@ -96,7 +97,7 @@ def frames(path: str) -> Iterator[video.Frame]:
         yield from video.read_frames(path)
         return
     first = None
-    for index, file in enumerate(_pictures(Path(path))):
+    for index, file in enumerate(files(path)):
         image = read_image(file)
         first = image.shape[1::-1] if first is None else first
         yield video.Frame(resize(image, first), index / PICTURE_RATE)
@@ -105,16 +106,19 @@ def frames(path: str) -> Iterator[video.Frame]:
 def expected_frames(path: str) -> int:
     """About how many frames a source has, from its header alone; for progress, not to be relied on."""
     if Path(path).is_dir():
-        return len(_pictures(Path(path)))
+        return len(files(path))
     return video.promised_frames(path)
 
 
 def exact_frames(path: str) -> int:
-    return len(_pictures(Path(path))) if Path(path).is_dir() else video.probe(path).frames
+    return len(files(path)) if Path(path).is_dir() else video.probe(path).frames
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+def files(path: str) -> list[Path]:
+    """The video itself, or the pictures of a folder in the order of their names."""
+    if not Path(path).is_dir():
+        return [Path(path)]
+    return sorted(p for p in Path(path).iterdir() if p.suffix.lower() in PICTURES)
 
 
 def below(folder: Path) -> list[Path]:
@@ -123,8 +127,8 @@ def below(folder: Path) -> list[Path]:
 
 
 def _files(inputs) -> list[tuple[Path, Path]]:
-    """(root, path) of every video and folder of pictures, sorted, each once."""
-    found = {}
+    """(root, path) of every video and folder of pictures, sorted, each once, whichever links lead to it."""
+    found, places = {}, set()
     for pattern in inputs:
         roots = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))] or [Path(pattern)]
         for root in roots:
@@ -132,9 +136,14 @@ def _files(inputs) -> list[tuple[Path, Path]]:
                 raise UserError(f"{pattern}: no such file or folder; name videos, folders or globs.")
             for path in [root] if root.is_file() else sorted(root.rglob("*")):
                 if path.is_file() and (path == root or path.suffix.lower() in SUFFIXES):
-                    found.setdefault(path, root if path != root else root.parent)
+                    there = path
                 elif path.suffix.lower() in PICTURES and path.parent.name:
-                    found.setdefault(path.parent, root if path.parent != root else root.parent)
+                    there = path.parent
+                else:
+                    continue
+                if there not in found and (place := there.resolve()) not in places:
+                    places.add(place)
+                    found[there] = root if there != root else root.parent
     if not found:
         raise UserError(f"{', '.join(inputs)}: holds no video ending in {', '.join(sorted(SUFFIXES))}.")
     return sorted((root, path) for path, root in found.items())

@@ -79,7 +79,11 @@ def identity(data: configs.Data) -> str:
 
 
 def held_out(config: configs.Config, example: Callable[[int], dict], rows: list[int]) -> dict[str, np.ndarray]:
-    """These rows of one batch of `examples` that no run reaches."""
+    """These rows of one batch of `examples` that no run reaches: of the toy world, people whom none draws.
+
+    Of videos and records they are stretches of the training set, since nobody is held out: what a model makes of
+    strangers is told by `svdp_jax.evaluate` on other videos alone.
+    """
     parts = [example(ENDLESS - config.data.batch + row) for row in rows]
     return {name: np.stack([part[name] for part in parts]) for name in parts[0] if name != "problem"}
 
