@@ -22,7 +22,7 @@ from harness import MARK, ROOT, STEPS, Run, differing, events, left, marked, met
 
 from svdp_jax import files, train
 from svdp_jax.errors import UserError
-from svdp_jax.training import health, identity, records, step as training
+from svdp_jax.training import health, identity, records, runs, step as training
 from svdp_jax.weights import checkpoint, prompts
 
 
@@ -58,9 +58,11 @@ def test_a_run_that_is_stopped_and_killed_ends_as_if_it_had_not_been(whole, tmp_
     assert not (work / "checkpoints/4").exists()
     assert left(str(work)) == []
 
-    run = Run(work).until_step(9).signal(signal.SIGINT)
-    assert run.end() == 0 and "the same command goes on from there" in run.said()
-    assert "step 2 of 16" in run.said()
+    run = Run(work, faults={"slow": 0.05}).until_step(9)
+    second = Run(work)
+    assert second.end() == 2 and f"The run of process {run.process.pid} on" in second.said()
+    assert run.signal(signal.SIGINT).end() == 0 and "the same command goes on from there" in run.said()
+    assert "step 2 of 16" in run.said() and "left" in run.said() and "without a word" in run.said()
 
     run = Run(work)
     assert run.end() == 0, run.said()
@@ -234,14 +236,17 @@ def test_another_run_is_refused_unless_forced(whole, tmp_path, monkeypatch, capl
         train.train(short, whole, force=True)
 
 
-def test_a_run_is_begun_anew_where_that_is_said(whole, tmp_path):
-    work = tmp_path / "work"
+def test_a_run_is_begun_anew_where_that_is_said(whole, tmp_path, monkeypatch):
+    work, found = tmp_path / "work", []
     shutil.copytree(whole, work)
     before = {path.name for path in work.iterdir()}
-    train.train(little_run.config(seed=1, stages=(little_run.configs.Stage(steps=2),)), work, restart=True)
+    monkeypatch.setattr(train, "run", lambda config, owner, mesh: found.append(runs.Runs(owner, config).found))
+    for number in (1, 2):
+        train.train(little_run.config(seed=number), work, restart=True)
+    assert found == [runs.NO_STEP, runs.NO_STEP]
     assert {path.name for path in (work / "before-1").iterdir()} == before
-    assert [line["step"] for line in metrics(work)] == [1, 2]
     assert differing(state(whole), state(work / "before-1")) == []
+    assert (work / "before-2" / "config.json").is_file() and not list(checkpoint.run_checkpoints(work))
 
 
 def test_contents_are_compared_and_not_names(tmp_path):

@@ -33,6 +33,7 @@ BEAT = 10.0  # seconds between signs of life
 # Seconds without one after which a run on another machine is taken to be gone. What is mounted
 # from a bucket or a network may show what was there a minute ago.
 GONE = 120.0
+TRIES = 100  # to make a folder that other runs make and take away
 logger = logging.getLogger(__name__)
 
 
@@ -53,11 +54,7 @@ class Owner:
             self.mark = f"{int(number):06x}"
 
     def claim(self) -> None:
-        self.made = make(self.folder)
-        try:
-            self.lock, certain = locked(self.folder / ".lock")
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}); name another --workdir.") from None
+        certain = self.take()
         before = read_json(self.folder / "owner.json")
         if self.lock is None:
             raise UserError(in_use(self.folder, before))
@@ -69,6 +66,15 @@ class Owner:
         self.sign(0)
         self.beating = threading.Thread(target=self.beat, daemon=True)
         self.beating.start()
+
+    def take(self) -> bool:
+        """Makes and locks the folder, if no other has; whether locks are certain there."""
+        for _ in range(TRIES):
+            with contextlib.suppress(FileNotFoundError):  # another run that found no use for the folder took it away
+                self.made = make(self.folder)
+                self.lock, certain = locked(self.folder / ".lock")
+                return certain
+        raise UserError(f"{self.folder} cannot be made; name another --workdir.")
 
     def see_whether_gone(self, before: dict) -> None:
         """Waits for a sign of life of a run on another machine. UserError where there is one."""
@@ -124,13 +130,14 @@ class Owner:
 def make(folder: Path) -> list[Path]:
     """Makes a folder and those above it; which they were, the deepest first."""
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    if os.path.islink(folder) and not os.path.exists(folder):
+        target = os.readlink(folder)
+        raise UserError(f"{folder} is a link to {target}, which is not there; make that folder or name another --workdir.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if folder.is_symlink():
-            raise UserError(
-                f"{folder} is a link to {folder.readlink()}, which is not there; make that folder or name another --workdir."
-            ) from None
         raise UserError(f"{folder} cannot be made ({error.strerror}); name another --workdir.") from None
     return missing
 
@@ -138,7 +145,10 @@ def make(folder: Path) -> list[Path]:
 def locked(path: Path) -> tuple[int | None, bool]:
     """A descriptor that holds the file's lock, or None where another process does; and whether locks are certain."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except PermissionError:
+            raise UserError(f"{path.parent} cannot be written; name another --workdir.") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
