@@ -262,8 +262,8 @@ def parse(arguments: list[str], values: flags.FlagValues) -> Config:
         if values.config is None:
             raise UserError("name a config, such as --config configs/toy_cpu.py.")
         return from_flags(values.config)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error.args[-1]).split())
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error.args[-1]).split())[:300]
         raise UserError(f"cannot use these flags: {reason}") from None
 
 
