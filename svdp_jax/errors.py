@@ -1,5 +1,6 @@
 """The one exception whose message is written for the person at the command line."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ class UserError(Exception):
 
 def say_errors(command: str, main: Callable[[], None]) -> None:
     """Runs a command's main; a UserError becomes its sentence on stderr and exit code 2."""
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what cannot be shown must not end the work of hours
     try:
         check_names()

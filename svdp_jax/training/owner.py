@@ -45,7 +45,7 @@ class Owner:
 
     def __init__(self, folder: Path):
         self.folder, self.lock, self.made = folder, None, []
-        self.ended, self.beating = threading.Event(), None
+        self.ended, self.beating = threading.Event(), threading.Thread(target=self.beat, daemon=True)
         self.mark = secrets.token_hex(3)
         if jax.process_index() == 0:
             self.claim()
@@ -58,14 +58,18 @@ class Owner:
         before = read_json(self.folder / "owner.json")
         if self.lock is None:
             raise UserError(in_use(self.folder, before))
-        if before and (not certain or before.get("machine") != machine()):
-            self.see_whether_gone(before)
+        try:
+            if before and (not certain or before.get("machine") != machine()):
+                self.see_whether_gone(before)
+            self.sign(0)
+        except (OSError, UserError) as error:
+            os.close(self.lock)
+            words = f"{self.folder} cannot be written ({error}); make room or name another --workdir."
+            raise error if isinstance(error, UserError) else UserError(words) from None
         if before:
             logger.warning("%s left %s without a word; this one goes on in its place.", named(before), self.folder)
-        stop.at_end(self.close)
-        self.sign(0)
-        self.beating = threading.Thread(target=self.beat, daemon=True)
         self.beating.start()
+        stop.at_end(self.close)
 
     def take(self) -> bool:
         """Makes and locks the folder, if no other has; whether locks are certain there."""
@@ -86,7 +90,6 @@ class Owner:
             if not now:
                 return
             if now != before:
-                os.close(self.lock)
                 raise UserError(in_use(self.folder, now))
 
     def beat(self) -> None:
@@ -116,6 +119,7 @@ class Owner:
         if self.lock is None:
             return
         self.ended.set()
+        self.beating.join(1)
         with contextlib.suppress(OSError, UserError):
             self.check()
             (self.folder / "owner.json").unlink(missing_ok=True)
