@@ -278,3 +278,10 @@ def test_a_manifest_knows_its_own_damage(tmp_path):
         files.verify(tmp_path)
     entries = json.loads(manifest.read_text())
     assert set(entries) == {"x", "manifest.json"}
+
+
+def test_a_state_of_another_version_is_said_with_what_to_do(work):
+    """Here one whose optimizer had a part more."""
+    with opened(work) as run, pytest.raises(UserError) as error:
+        run.resume(state_at(0)._replace(optimizer=(state_at(0).optimizer[0],)))
+    assert "not part of it: 2.1" in str(error.value) and f"with --config.start={work} in a new --workdir" in str(error.value)

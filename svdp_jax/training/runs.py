@@ -166,8 +166,14 @@ class Runs:
             return state, None
         folder = self.folder / str(self.found)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        params = checkpoint.read_arrays(folder / "params", weights_folder(like))
-        found = with_rest(state, checkpoint.read_arrays(folder / "rest", rest(like)))
+        try:
+            params = checkpoint.read_arrays(folder / "params", weights_folder(like))
+            found = with_rest(state, checkpoint.read_arrays(folder / "rest", rest(like)))
+        except UserError as error:
+            raise UserError(
+                f"{folder} holds the state of another network or of another version of svdp_jax ({error}); train on from "
+                f"its model with --config.start={self.workdir} in a new --workdir, where config.model is the same."
+            ) from None
         average, constants = (checkpoint.replaced(x, params) for x in (state.average, state.constants))
         return found._replace(average=average, constants=constants), self.place(folder)
 
