@@ -86,6 +86,22 @@ def test_of_many_that_race_one_has_the_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lock_whose_file_was_taken_away_is_none(tmp_path, monkeypatch):
+    """Its owner ended between the opening of the file and its locking."""
+    path, flock, times = tmp_path / ".lock", owner.fcntl.flock, []
+
+    def late(descriptor, how):
+        if not times:
+            path.unlink()
+        times.append(descriptor)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(owner.fcntl, "flock", late)
+    descriptor, _ = owner.locked(path)
+    assert descriptor is not None and os.path.samestat(os.fstat(descriptor), path.stat()) and len(times) == 2
+    os.close(descriptor)
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A folder that a run on another machine has signed, and short times."""

@@ -198,7 +198,10 @@ FAULTS = {
     "all checkpoints removed": (kill_both, lose),
     "config.json, owner.json, metrics.jsonl cut off": (kill_both, half_a_line),
 }
-SAID = ("at work in", "without a word", "is not used", "begin anew with --restart", "begins at step 0", "nothing more is saved")
+SAID = (
+    "at work in", "without a word", "is not used", "is whole", "holds no checkpoint", "holds another run", "begins at step 0",
+    "nothing more is saved",
+)  # fmt: skip
 LOST = "begin anew with --restart, which keeps what is there"  # of the refusals, that for want of a sound checkpoint
 
 
@@ -249,7 +252,11 @@ def once(base: Path, number: int, seed: int) -> dict:
     processes = [start()]
     time.sleep(draw.uniform(0, 0.3))
     processes.append(start(*(["--config.seed=1"] if draw.random() < 0.3 else [])))
-    time.sleep(draw.uniform(0.2, LONGEST))
+    early = draw.random() < 0.3 and harm is None  # or after so many saves, of eight
+    saves, deadline = 0 if early else draw.randrange(1, 7), time.monotonic() + 60
+    while len(list(checkpoint.run_checkpoints(work))) < saves and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, LONGEST if early else 0.2))
     act(work, processes, draw)
     codes = [process.end() for process in processes]
     lost = within_a_child(lambda: wrong_in(work, reference_states(base / "whole"))) if work.exists() else []
