@@ -72,11 +72,11 @@ def test_a_run_that_is_stopped_and_killed_ends_as_if_it_had_not_been(whole, tmp_
 
 
 def test_two_that_contend_for_a_folder_leave_the_run_of_one(tmp_path):
-    """Both at once, then with one killed, both, and both within a save: steps of two are never mixed."""
-    command = [sys.executable, ROOT / "tests" / "reference" / "contend.py", tmp_path, "4"]
+    """Both at once, and with one of them killed: steps of two are never mixed."""
+    command = [sys.executable, ROOT / "tests" / "reference" / "contend.py", tmp_path, "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("at work in") == 4
+    assert done.stdout.count("at work in") == 2
 
 
 def test_two_hosts_stop_together_and_one_goes_on_where_they_were(whole, tmp_path):
