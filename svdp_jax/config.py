@@ -5,6 +5,9 @@ time. `as_flags` turns one into the `ml_collections.ConfigDict` that a file in
 `configs/` returns, so that any field can be set from the command line as
 `--config.a.b=value`; `from_flags` turns the result back and checks it.
 
+Every field is declared with what it may be: a range, a choice, or, for a string, what can be
+printed. Those marked FREE have no part in what is learned, so a run may go on with others.
+
 The dimension alphabet, used in einops patterns and shape columns everywhere:
 
     b batch · f frames generated per segment · p past frames · n image tokens per frame
@@ -15,8 +18,10 @@ Pictures and latents add y, x for rows and columns where h is taken by heads.
 
 import dataclasses
 import itertools
+import re
 import typing
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -24,40 +29,65 @@ from ml_collections import ConfigDict, config_flags
 from svdp_jax.errors import UserError
 
 
+class Range(typing.NamedTuple):
+    """The least and the most that a number may be, both allowed."""
+
+    least: float
+    most: float
+
+
+FREE = "free"
+Count = Annotated[int, Range(1, 1 << 16)]
+Whole = Annotated[int, Range(0, 1 << 16)]  # 0: none of it
+Steps = Annotated[int, Range(1, 1 << 30)]
+Side = Annotated[int, Range(1, 1 << 13)]  # of a picture or table
+Few = Annotated[int, Range(1, 1 << 10)]
+Axis = Annotated[int, Range(-1, 1 << 16)]
+Seed = Annotated[int, Range(0, (1 << 31) - 1)]
+Positive = Annotated[float, Range(1e-9, 1e6)]
+Amount = Annotated[float, Range(0, 1e6)]
+Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 0.999999)]  # 1, in float32, would forget nothing
+Rate = Annotated[float, Range(1e-12, 10)]
+Guidance = Annotated[float, Range(0, 100)]
+TEXT = 1000  # characters that a string may have
+
+
 @dataclass(frozen=True)
 class Backbone:
     """The image model, SD3.5-M by default. Widths in channels, `table` and `base` in patches."""
 
-    width: int = 1536
-    heads: int = 24
-    blocks: int = 24  # the last one keeps no text output
-    dual: int = 13  # the first blocks, with a second image-only attention
-    text_width: int = 4096
-    pooled_width: int = 2048
-    channels: int = 16
-    patch: int = 2
-    table: int = 384  # side of the position table
-    base: int = 64  # table rows that one unit-scale picture spans
-    kernel: str = "auto"  # of attention, by device: auto | splash (TPU) | cudnn (NVIDIA) | xla
+    width: Count = 1536
+    heads: Few = 24
+    blocks: Few = 24  # the last one keeps no text output
+    dual: Whole = 13  # the first blocks, with a second image-only attention
+    text_width: Count = 4096
+    pooled_width: Count = 2048
+    channels: Count = 16
+    patch: Few = 2
+    table: Side = 384  # side of the position table
+    base: Side = 64  # table rows that one unit-scale picture spans
+    # Of attention, by device: auto, or that for TPU, for NVIDIA, for any.
+    kernel: Annotated[Literal["auto", "splash", "cudnn", "xla"], FREE] = "auto"
 
 
 @dataclass(frozen=True)
 class Video:
     """What the video model adds to the backbone."""
 
-    temporal: str = "full"  # full | factorized | none
-    heads: int = 12
-    null: str = "zeros"  # absent conditions: zeros | drop
-    text: str = "all"  # tokens of the prompt: all (CLIP's 77 and T5's 256) | clip
-    scheme: str = "auto"  # attention over frames on several devices: auto | heads | ring
+    temporal: Literal["full", "factorized", "none"] = "full"
+    heads: Few = 12
+    null: Literal["zeros", "drop"] = "zeros"  # absent conditions
+    text: Literal["all", "clip"] = "all"  # tokens of the prompt: CLIP's 77 and T5's 256, or CLIP's alone
+    scheme: Annotated[Literal["auto", "heads", "ring"], FREE] = "auto"  # attention over frames on several devices
 
 
 @dataclass(frozen=True)
 class Codec:
     """Pictures to latents. `pixels` is exact (space to depth), `sd3` is the SD3 autoencoder."""
 
-    kind: str = "sd3"
-    factor: int = 8  # pixels per latent row
+    kind: Literal["pixels", "sd3"] = "sd3"
+    factor: Few = 8  # pixels per latent row
     weights: str = ""  # folder of the converted autoencoder
 
 
@@ -66,7 +96,7 @@ class Model:
     backbone: Backbone = field(default_factory=Backbone)
     video: Video = field(default_factory=Video)
     codec: Codec = field(default_factory=Codec)
-    predict: str = "velocity"  # velocity | clean
+    predict: Literal["velocity", "clean"] = "velocity"
 
 
 def sd35m() -> Model:
@@ -92,28 +122,28 @@ def toy() -> Model:
 
 @dataclass(frozen=True)
 class Data:
-    source: str = "toy"  # toy | videos | records
-    path: str = ""  # folder of videos, or of what svdp_jax.prepare made
-    size: int = 32  # pixels
-    frames: int = 4
-    past: int = 1
-    batch: int = 16  # examples per step, over all devices
+    source: Literal["toy", "videos", "records"] = "toy"
+    path: Annotated[str, FREE] = ""  # folder of videos, or of what svdp_jax.prepare made; what is in it is not free
+    size: Side = 32  # pixels
+    frames: Few = 4
+    past: Whole = 1
+    batch: Count = 16  # examples per step, over all devices
     masked: bool = True  # whether of the driver only eyes, nose and mouth are seen; False for toy drivers only
-    threads: int = 2  # that prepare examples
+    threads: Annotated[Few, FREE] = 2  # that prepare examples
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW. Rates per step; `average` is the decay of the exponential moving average."""
 
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    warmup: int = 100
-    average: float = 0.995
-    accumulate: int = 1  # gradient accumulation, micro-batches per step
-    moment: str = "float32"  # of AdamW's first moment: float32 | bfloat16
+    beta1: Decay = 0.9
+    beta2: Decay = 0.99
+    weight_decay: Share = 0.01
+    clip: Positive = 1.0
+    warmup: Steps = 100  # 1 for none
+    average: Decay = 0.995
+    accumulate: Count = 1  # gradient accumulation, micro-batches per step
+    moment: Literal["float32", "bfloat16"] = "float32"  # of AdamW's first moment
 
 
 @dataclass(frozen=True)
@@ -124,65 +154,66 @@ class Stage:
     target person, whose kept regions can be copied, so that a toy model soon finds the driver.
     """
 
-    steps: int = 1000
+    steps: Steps = 1000
     past: bool = False
     self_driven: bool = False
-    rate: float = 1e-3  # peak learning rate
-    final_rate: float = 1e-4  # reached by a cosine at the end of the stage
+    rate: Rate = 1e-3  # peak learning rate
+    final_rate: Annotated[float, Range(0, 10)] = 1e-4  # reached by a cosine at the end of the stage
 
 
 @dataclass(frozen=True)
 class Flow:
     """Training times: s is logit-normal, then shifted towards noise."""
 
-    focus: float = 0.0  # added weight of the loss where the driver is seen: eyes, nose, mouth
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 3.0
-    dropout: tuple[float, ...] = (0.05, 0.05, 0.1, 0.8)  # nothing, source, source + driving, all
+    focus: Amount = 0.0  # added weight of the loss where the driver is seen: eyes, nose, mouth
+    mean: Annotated[float, Range(-10, 10)] = 0.0
+    std: Annotated[float, Range(1e-3, 10)] = 1.0
+    shift: Annotated[float, Range(1e-3, 1e3)] = 3.0
+    dropout: tuple[Share, ...] = (0.05, 0.05, 0.1, 0.8)  # nothing, source, source + driving, all
 
 
 @dataclass(frozen=True)
 class Sampling:
-    steps: int = 28
-    shift: float = 3.0
-    source: float = 2.0  # guidance weights: towards the source,
-    driving: float = 2.5  # the driving video,
-    past: float = 1.0  # and the past frames
+    steps: Annotated[int, Range(1, 1000)] = 28
+    shift: Annotated[float, Range(1e-3, 1e3)] = 3.0
+    source: Guidance = 2.0  # guidance weights: towards the source,
+    driving: Guidance = 2.5  # the driving video,
+    past: Guidance = 1.0  # and the past frames
 
 
 @dataclass(frozen=True)
 class Mesh:
     """Devices along each axis of the mesh; -1 takes what is left."""
 
-    data: int = -1
-    fsdp: int = 1
-    context: int = 1
+    data: Axis = -1
+    fsdp: Axis = 1
+    context: Axis = 1
 
 
 @dataclass(frozen=True)
 class Config:
-    name: str
+    name: Annotated[str, FREE]
     model: Model
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     stages: tuple[Stage, ...] = (Stage(),)
     flow: Flow = field(default_factory=Flow)
-    sampling: Sampling = field(default_factory=Sampling)
-    mesh: Mesh = field(default_factory=Mesh)
-    topology: str = ""  # TPU slice that this is for, such as v4:2x2x4; empty means any devices
-    dtype: str = "bfloat16"  # of activations; parameters are float32
-    remat: str = "none"  # what the backward pass finds kept: none (all) | full (nothing) |
-    # attention (its outputs) | offload (the same, in host memory)
+    sampling: Annotated[Sampling, FREE] = field(default_factory=Sampling)
+    mesh: Annotated[Mesh, FREE] = field(default_factory=Mesh)
+    topology: Annotated[str, FREE] = ""  # TPU slice that this is for, such as v4:2x2x4; empty means any devices
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; parameters are float32
+    # What the backward pass finds kept: none (all), full (nothing), attention (its outputs), offload (the
+    # same, in host memory).
+    remat: Annotated[Literal["none", "full", "attention", "offload"], FREE] = "none"
     backbone: str = ""  # folder of converted SD3.5 weights to start from; empty means random
     start: str = ""  # work folder of a finished run whose model a new one starts from
     prompt: str = ""  # file of an encoded prompt; empty means zeros
-    seed: int = 0
-    log_every: int = 10
-    watch_every: int = 100  # steps between checks for copying the driver; 0 for none
-    save_every: int = 250
-    keep: int = 3  # checkpoints of the run, the newest
-    evaluate: int = 8  # clips scored at the end of training
+    seed: Seed = 0
+    log_every: Annotated[Steps, FREE] = 10
+    watch_every: Annotated[int, Range(0, 1 << 30), FREE] = 100  # steps between checks for copying the driver; 0 for none
+    save_every: Annotated[Steps, FREE] = 250
+    keep: Annotated[Count, FREE] = 3  # checkpoints of the run, the newest
+    evaluate: Annotated[Whole, FREE] = 8  # clips scored at the end of training
 
 
 def full_size(
@@ -216,21 +247,6 @@ def stage_ends(config: Config) -> tuple[int, ...]:
     return tuple(itertools.accumulate(stage.steps for stage in config.stages))
 
 
-CHOICES = {
-    "model.backbone.kernel": ("auto", "splash", "cudnn", "xla"),
-    "model.video.temporal": ("full", "factorized", "none"),
-    "model.video.scheme": ("auto", "heads", "ring"),
-    "model.video.null": ("zeros", "drop"),
-    "model.video.text": ("all", "clip"),
-    "model.codec.kind": ("pixels", "sd3"),
-    "model.predict": ("velocity", "clean"),
-    "data.source": ("toy", "videos", "records"),
-    "optimizer.moment": ("float32", "bfloat16"),
-    "remat": ("none", "full", "attention", "offload"),
-    "dtype": ("float32", "bfloat16"),
-}
-
-
 def as_flags(config: Config) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(config))
 
@@ -251,44 +267,66 @@ def parse(arguments: list[str], values: flags.FlagValues) -> Config:
         if values.config is None:
             raise UserError("name a config, such as --config configs/toy_cpu.py.")
         return from_flags(values.config)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error.args[-1]).split())
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error.args[-1]).split())[:300]
         raise UserError(f"cannot use these flags: {reason}") from None
 
 
 def build(kind, values, path):
     """`values` (of JSON, say) as a dataclass or field of type `kind`; `path` names it in errors."""
+    kind, marks = declared(kind)
+    if typing.get_origin(kind) is tuple:
+        (item, _) = typing.get_args(kind)
+        if not isinstance(values, (tuple, list)):
+            raise UserError(f"{path} must be a list, not {shown(values)}.")
+        return tuple(build(item, value, f"{path}[{i}]") for i, value in enumerate(values))
     if not dataclasses.is_dataclass(kind):
-        return _leaf(kind, values, path)
-    hints = typing.get_type_hints(kind)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise UserError(f"{path} has no field {sorted(unknown)[0]!r}; its fields are {', '.join(hints)}.")
-    return kind(**{k: build(hints[k], v, f"{path}.{k}") for k, v in values.items()})
+        return leaf(kind, marks, values, path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold the fields {', '.join(typing.get_type_hints(kind))}, not be {shown(values)}.")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    if unknown := sorted(map(str, set(values) - set(hints))):
+        raise UserError(f"{path} has no field {unknown[0]!r}; its fields are {', '.join(hints)}.")
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{path}.{missing[0]} is missing.")
+    return kind(**{name: build(hints[name], value, f"{path}.{name}") for name, value in values.items()})
 
 
-def _leaf(kind, value, path):
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        item = typing.get_args(kind)[0]
-        return tuple(build(item, v, f"{path}[{i}]") for i, v in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{path} must be {kind.__name__}, not {value!r}.")
-    return value
+def declared(kind) -> tuple:
+    """A type, and what it is annotated with."""
+    if typing.get_origin(kind) is Annotated:
+        return kind.__origin__, kind.__metadata__
+    return kind, ()
+
+
+def leaf(kind, marks: tuple, value, path: str):
+    """A value that is no dataclass, as its declaration allows it. UserError where it does not."""
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise UserError(f"{path} must be one of {', '.join(typing.get_args(kind))}, not {shown(value)}.")
+        return value
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{path} must be {kind.__name__}, not {shown(value)}.")
+    if kind is str and not (value.isprintable() and len(value) <= TEXT):
+        raise UserError(f"{path} must be at most {TEXT} printable characters, not {shown(value)}.")
+    for least, most in (mark for mark in marks if isinstance(mark, Range)):
+        if not least <= value <= most:  # as no NaN is
+            raise UserError(f"{path} must be from {least} to {most}, not {shown(value)}.")
+    return kind(value)
+
+
+def shown(value) -> str:
+    """A value in a sentence, on one line and not for pages."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check(config: Config) -> None:
-    """Raises UserError, naming field and fix, for shapes and choices that cannot work."""
-    for path, allowed in CHOICES.items():
-        value = config
-        for name in path.split("."):
-            value = getattr(value, name)
-        if value not in allowed:
-            raise UserError(f"config.{path} must be one of {', '.join(allowed)}, not {value!r}.")
+    """Raises UserError, naming field and fix, for fields that cannot work together."""
     b, v, d = config.model.backbone, config.model.video, config.data
-    stride = config.model.codec.factor * b.patch
+    stride, draws = config.model.codec.factor * b.patch, sum(stage.steps for stage in config.stages) * d.batch
     for okay, sentence in (
         (b.width % b.heads == 0, f"backbone.heads={b.heads} must divide backbone.width={b.width}"),
         (b.width % v.heads == 0, f"video.heads={v.heads} must divide backbone.width={b.width}"),
@@ -300,8 +338,19 @@ def check(config: Config) -> None:
             f"three pictures of data.size={d.size} do not fit side by side in backbone.table={b.table}",
         ),
         (d.masked or d.source == "toy", f"data.masked=False is for data.source=toy, not {d.source}"),
-        (d.batch >= 1, f"data.batch={d.batch} must be at least 1"),
-        (d.frames >= 1, f"data.frames={d.frames} must be at least 1"),
+        (
+            re.fullmatch(r"[^/]{1,200}", config.name) and config.name not in (".", ".."),
+            f"name={shown(config.name)} must name a folder",
+        ),
+        (
+            re.fullmatch(r"(v\d\w*:\d+(x\d+){1,2})?", config.topology),
+            f"topology={shown(config.topology)} must be empty or a slice such as v4:2x2x4",
+        ),
+        (0 not in dataclasses.astuple(config.mesh), "mesh must have -1 or at least 1 device along each axis, not 0"),
+        (
+            draws + d.batch < 1 << 31,
+            f"stages of {draws} examples in all, steps x data.batch, are more than the {1 << 31} there are; shorten them",
+        ),
         (0 <= d.past <= d.frames, f"data.past={d.past} must lie between 0 and data.frames={d.frames}"),
         (
             d.batch % config.optimizer.accumulate == 0,

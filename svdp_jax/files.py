@@ -30,6 +30,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> dict:
+    """The object of a JSON file; {} where there is no such file, or half of one."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def remove(path: Path) -> None:
     """Removes a file or folder, if it is there; its name is gone at once, so that nobody finds half of it."""
     if not path.is_dir():

@@ -7,8 +7,10 @@ contact sheet and a table of results.
 
 Ctrl-C or SIGTERM saves and ends with 0, at any moment; a second Ctrl-C ends at
 once. Started again with the same folder, a run goes on exactly where it was, on
-as many devices as there are then. It refuses to with another config, other data
-or other code, unless --force-resume is given.
+as many devices as there are then. It refuses to where another run is at work, and
+with another config, other data or other code; --force-resume says what differs and
+goes on nevertheless. It begins anew only with --restart, which moves what is there
+to before-1/.
 """
 
 # Imports take seconds, and a signal in them must be heard too.
@@ -36,8 +38,10 @@ from svdp_jax.training import preflight, records
 from svdp_jax.training.alarm import Watch, make_watch
 from svdp_jax.training.feed import Feed, Reading
 from svdp_jax.training.health import Health
+from svdp_jax.training.identity import fingerprint
 from svdp_jax.training.journal import Journal
-from svdp_jax.training.runs import Runs, fingerprint
+from svdp_jax.training.owner import Owner
+from svdp_jax.training.runs import Runs, set_aside
 from svdp_jax.training.start import initial_state, load_frozen
 from svdp_jax.training.step import State, make_update
 from svdp_jax.weights import checkpoint
@@ -45,22 +49,24 @@ from svdp_jax.weights import checkpoint
 logger = logging.getLogger("svdp_jax.train")  # also where this is __main__
 
 
-def train(config: configs.Config, workdir: Path, force: bool = False) -> None:
-    """Runs or resumes a training, to the finished model in `workdir/model`. force: see `preflight.check`."""
-    preflight.check(config, workdir, force)
-    mesh = parallel.make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        run(config, workdir, mesh)
+def train(config: configs.Config, workdir: Path, force: bool = False, restart: bool = False) -> None:
+    """Runs or resumes a training, to the finished model in `workdir/model`. force, restart: see `preflight.check`."""
+    with contextlib.closing(Owner(workdir)) as owner:
+        preflight.check(config, workdir, force, restart)
+        if restart:
+            checkpoint.once(lambda: set_aside(workdir))
+        mesh = parallel.make_mesh(config.mesh)
+        with jax.set_mesh(mesh):
+            run(config, owner, mesh)
 
 
-def run(config: configs.Config, workdir: Path, mesh: jax.sharding.Mesh) -> None:
+def run(config: configs.Config, owner: Owner, mesh: jax.sharding.Mesh) -> None:
+    workdir, runs = owner.folder, Runs(owner, config)
     codec_graph, frozen = load_frozen(config, mesh)
     rows = parallel.own_rows(mesh, config.data.batch)
     example = Reading(records.examples(config, workdir / "clips"))
     data = iter(records.batches(config, example, rows))
-    workdir.mkdir(parents=True, exist_ok=True)
     graph, state = initial_state(config, mesh)
-    runs = Runs(workdir, config)
     state, place = runs.resume(state)
     if place is not None:
         data.set_state(place)
@@ -166,13 +172,14 @@ def main(arguments: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default.", flag_values=values)
     flags.DEFINE_bool("force-resume", False, "Go on although the run is another.", flag_values=values)
+    flags.DEFINE_bool("restart", False, "Begin anew, with what is there set aside.", flag_values=values)
     config = configs.parse(arguments, values)
     workdir = Path(values.workdir or f"runs/{config.name}")
     parallel.start()
     if jax.process_count() > 1:
         stop.listen()  # again, as jax.distributed takes SIGTERM for itself
         stop.together(distributed.global_state.client, jax.process_index())
-    train(config, workdir, bool(values["force-resume"].value))
+    train(config, workdir, bool(values["force-resume"].value), bool(values.restart))
     if jax.process_index() > 0:
         return
     if config.data.source == "toy" and config.evaluate:

@@ -1,5 +1,7 @@
 """Checkpoints of a run: whole, damaged, failed, on other meshes."""
 
+import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ from flax import nnx
 from svdp_jax import files
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
-from svdp_jax.training import runs
+from svdp_jax.training import owner, runs
 from svdp_jax.weights import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -46,14 +48,20 @@ def same(a, b) -> bool:
     return all((np.asarray(x) == np.asarray(y)).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@contextlib.contextmanager
+def opened(work: Path, config=CONFIG):
+    """The checkpoints of a run, owned as in training."""
+    with contextlib.closing(owner.Owner(work)) as own, contextlib.closing(runs.Runs(own, config)) as run:
+        yield run
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     """A work folder with steps 1, 2 and 3 saved, of which two are kept."""
     work = tmp_path_factory.mktemp("saved")
-    run = runs.Runs(work, CONFIG)
-    for step in (1, 2, 3):
-        run.save(state_at(step), {"next_index": step})
-    run.close()
+    with opened(work) as run:
+        for step in (1, 2, 3):
+            run.save(state_at(step), {"next_index": step})
     return work
 
 
@@ -62,12 +70,9 @@ def work(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "work"))
 
 
-def resumed(work: Path) -> tuple:
-    run = runs.Runs(work, CONFIG)
-    try:
+def resumed(work: Path, config=CONFIG) -> tuple:
+    with opened(work, config) as run:
         return run.resume(state_at(0))
-    finally:
-        run.close()
 
 
 def test_the_newest_are_kept_and_come_back(work):
@@ -83,13 +88,13 @@ def test_parameters_load_alone(work):
 
 
 def test_a_save_holds_the_state_of_its_step_though_training_goes_on(tmp_path):
-    run, state = runs.Runs(tmp_path, CONFIG), state_at(1)
+    state = state_at(1)
     step = jax.jit(lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0)
-    run.save(state, {})
-    for _ in range(3):
-        state = step(state)
-    run.close()
-    assert same(run.resume(state_at(0))[0], state_at(1))
+    with opened(tmp_path) as run:
+        run.save(state, {})
+        for _ in range(3):
+            state = step(state)
+    assert same(resumed(tmp_path)[0], state_at(1))
 
 
 def faults() -> list:
@@ -111,44 +116,92 @@ def test_every_damaged_file_is_found_and_named_and_the_step_before_taken(work, c
     names = [p.relative_to(newest) for p in sorted(newest.rglob("*")) if p.is_file() and p.stat().st_size]
     assert {"data.json", "manifest.json", "config.json"} < set(map(str, names)) and len(names) > 15
     whole = Path(shutil.copytree(newest, work / "copy"))
-    run = runs.Runs(work, CONFIG)
-    for name in names:
-        caplog.clear()
-        fault(newest / name)
-        with caplog.at_level(logging.WARNING):
-            assert run.find_sound() == 2, name
-        assert str(newest / name) in caplog.text
-        assert (work / "checkpoints/3.damaged").is_dir()
-        shutil.copytree(whole, newest)
+    with opened(work) as run:
+        for name in names:
+            caplog.clear()
+            fault(newest / name)
+            with caplog.at_level(logging.WARNING):
+                assert run.find_sound() == 2, name
+            assert str(newest / name) in caplog.text
+            assert (work / "checkpoints/3.damaged").is_dir()
+            shutil.copytree(whole, newest)
     fault(newest / names[-1])
-    assert same(run.resume(state_at(0))[0], state_at(2))
+    assert same(resumed(work)[0], state_at(2))
 
 
-def test_nothing_starts_again_by_itself_where_all_is_damaged(work):
+def contents(work: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(work)): p.read_bytes() for p in work.rglob("*") if p.is_file()}
+
+
+def emptied(work: Path) -> None:
+    """A checkpoint that is as its manifest says, and holds nothing."""
     for _, path in checkpoint.run_checkpoints(work):
-        (path / "data.json").unlink()
-    with pytest.raises(UserError, match="none of the checkpoints .* is whole"):
-        resumed(work)
+        shutil.rmtree(path / "rest")
+        (path / "rest").mkdir()
+        files.write_manifest(path)
+
+
+LOST = {
+    "one byte of each": lambda work: [p.write_bytes(flipped(p.read_bytes())) for p in work.glob("checkpoints/*/data.json")],
+    "set aside by an earlier start": lambda work: [p.rename(f"{p}.damaged") for p in work.glob("checkpoints/*")],
+    "no arrays": emptied,
+    "removed": lambda work: shutil.rmtree(work / "checkpoints"),
+}
+
+
+WORDS = ("none of .* is whole", "were found damaged", "none of .* is whole", "metrics.jsonl tells of step 3")  # of each
+
+
+@pytest.mark.parametrize("lose, words", zip(LOST.values(), WORDS, strict=True), ids=LOST)
+def test_nothing_starts_again_by_itself_where_all_is_lost(work, lose, words):
+    """However often it is started; nothing is touched, until it is told to begin anew."""
+    (work / "metrics.jsonl").write_text('{"step": 3, "loss": 1}\n{"st')
+    lose(work)
+    before = contents(work)
+    for _ in range(3):
+        with pytest.raises(UserError, match=f"{words}.*begin anew with --restart"):
+            resumed(work)
+        assert contents(work) == before
+    runs.set_aside(work)
+    state, place = resumed(work)
+    assert same(state, state_at(0)) and place is None
+    there = contents(work / "before-1")
+    assert there == {name: content for name, content in before.items() if name in there} and len(there) == len(before)
+
+
+def test_before_the_first_save_a_run_begins_at_step_0_and_says_so(tmp_path, caplog):
+    with opened(tmp_path):
+        pass
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n')
+    with caplog.at_level(logging.WARNING):
+        assert resumed(tmp_path)[1] is None
+    assert "ended at step 1, before its first checkpoint; it begins at step 0" in caplog.text
+
+
+def test_data_goes_on_at_the_first_example_not_yet_seen(work, caplog):
+    """24 examples were seen in batches of 8."""
+    for batch, index in ((4, 6), (16, 2), (5, 5), (8, 3)):
+        config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, batch=batch))
+        with caplog.at_level(logging.WARNING):
+            assert resumed(work, config)[1] == {"next_index": index}
+        assert (f"in batches of {batch}, at example {batch * index}" in caplog.text) == (batch != 8)
 
 
 def test_a_failed_save_is_said_and_never_the_latest(work, monkeypatch, caplog):
-    run = runs.Runs(work, CONFIG)
-    wait = run.saver.wait
-    monkeypatch.setattr(run.saver, "wait", lambda: wait() or (_ for _ in ()).throw(OSError("No space left on device")))
-    with caplog.at_level(logging.WARNING):
-        run.save(state_at(4), {})
-        run.wait()
-    assert "step 4 could not be saved" in caplog.text and "No space left" in caplog.text
-    assert [step for step, _ in checkpoint.run_checkpoints(work)] == [3, 2]
-    monkeypatch.undo()
-    run.save(state_at(5), {})  # the next one may succeed
-    run.close()
+    with opened(work) as run:
+        wait = run.saver.wait
+        monkeypatch.setattr(run.saver, "wait", lambda: wait() or (_ for _ in ()).throw(OSError("No space left on device")))
+        with caplog.at_level(logging.WARNING):
+            run.save(state_at(4), {})
+            run.wait()
+        assert "step 4 could not be saved" in caplog.text and "No space left" in caplog.text
+        assert [step for step, _ in checkpoint.run_checkpoints(work)] == [3, 2]
+        monkeypatch.undo()
+        run.save(state_at(5), {})  # the next one may succeed
     assert [step for step, _ in checkpoint.run_checkpoints(work)] == [5, 3]
     monkeypatch.setattr(checkpoint, "seal", lambda *_: (_ for _ in ()).throw(OSError("gone")))
-    run = runs.Runs(work, CONFIG)
-    run.save(state_at(6), {})
-    with pytest.raises(UserError, match="step 6 could not be saved"):
-        run.close()
+    with pytest.raises(UserError, match="step 6 could not be saved"), opened(work) as run:
+        run.save(state_at(6), {})
     assert [step for step, _ in checkpoint.run_checkpoints(work)] == [5, 3]
 
 
@@ -176,7 +229,6 @@ WORKER = """
 import jax, numpy as np, sys
 from pathlib import Path
 from svdp_jax import parallel, config as configs
-from svdp_jax.training import runs
 import test_checkpoint as here
 
 def laid(state, count, mesh):
@@ -186,11 +238,11 @@ def laid(state, count, mesh):
 work = Path(sys.argv[1])
 state = laid(here.state_at(9), 8, configs.Mesh(data=1, fsdp=4, context=2))
 for count, mesh in ((8, configs.Mesh(2, 2, 2)), (4, configs.Mesh(1, 4, 1)), (1, configs.Mesh())):
-    run = runs.Runs(work / str(count), here.CONFIG)
-    run.save(state, {})
-    run.close()
+    with here.opened(work / str(count)) as run:
+        run.save(state, {})
     like = laid(here.state_at(0), count, mesh)
-    state, _ = run.resume(like)
+    with here.opened(work / str(count)) as run:
+        state, _ = run.resume(like)
     assert here.same(state, here.state_at(9)), count
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(like)):
         assert a.sharding == b.sharding and a.dtype == b.dtype, count
@@ -229,3 +281,10 @@ def test_a_manifest_knows_its_own_damage(tmp_path):
         files.verify(tmp_path)
     entries = json.loads(manifest.read_text())
     assert set(entries) == {"x", "manifest.json"}
+
+
+def test_a_state_of_another_version_is_said_with_what_to_do(work):
+    """Here one whose optimizer had a part more."""
+    with opened(work) as run, pytest.raises(UserError) as error:
+        run.resume(state_at(0)._replace(optimizer=(state_at(0).optimizer[0],)))
+    assert "not part of it: 2.1" in str(error.value) and f"with --config.start={work} in a new --workdir" in str(error.value)

@@ -1,12 +1,19 @@
+import contextlib
 import dataclasses
 import importlib.util
+import json
+import math
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from absl import flags
 from conftest import tiny_model
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
+from svdp_jax.training import preflight
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -50,17 +57,122 @@ def test_flags_and_back():
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(change, sentence):
+    ((path, value),) = change.items()
+    said = refused(path, value)
+    assert sentence in said and "\n" not in said
+
+
+def with_value(path: str, value) -> dict:
+    """A small config with another value of one field, such as data.batch or stages[0].rate."""
     config = configs.Config("tiny", tiny_model(), data=configs.Data(size=16))
-    values = dataclasses.asdict(config)
-    for path, value in change.items():
-        *parents, name = path.split(".")
-        place = values
-        for parent in parents:
-            place = place[parent]
-        place[name] = value
-    with pytest.raises(UserError) as error:
-        configs.from_flags(values)
-    assert sentence in str(error.value) and "\n" not in str(error.value)
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    *parents, name = (int(key) if key.isdigit() else key for key in path.replace("[0]", ".0").split("."))
+    place = values
+    for parent in parents:
+        place = place[parent]
+    place[name] = value
+    return values
+
+
+def refused(path: str, value) -> str:
+    """What is said of a value; "" where it is taken."""
+    try:
+        configs.from_flags(with_value(path, value))
+        return ""
+    except UserError as error:
+        return str(error)
+
+
+def fields(kind=configs.Config, path: str = "") -> Iterator[tuple[str, type, tuple]]:
+    """Every field by path, with its type and what else it is declared to be."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        hint, marks = configs.declared(hint)
+        if typing.get_origin(hint) is tuple:
+            name, (hint, marks) = f"{name}[0]", configs.declared(typing.get_args(hint)[0])
+        if dataclasses.is_dataclass(hint):
+            yield from fields(hint, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", hint, marks
+
+
+FIELDS = list(fields())
+WRONG = {int: ["many", 1.5, True, None, [1]], float: ["many", True, None, [1.0]], bool: ["yes", 1, None], str: [1, None, ["a"]]}
+
+
+def test_every_number_declares_its_range():
+    assert len(FIELDS) > 55
+    free = [
+        path for path, kind, marks in FIELDS if kind in (int, float) and not any(isinstance(m, configs.Range) for m in marks)
+    ]
+    assert free == []
+
+
+@pytest.mark.parametrize("path, kind, marks", FIELDS, ids=[path for path, *_ in FIELDS])
+def test_every_field_is_refused_beyond_its_edges_in_one_sentence(path, kind, marks):
+    """And of another type; the sentence names it, before anything else is looked at."""
+    (edges,) = [mark for mark in marks if isinstance(mark, configs.Range)] or [None]
+    wrong = list(WRONG.get(kind, ["banana", 3, None, ["full"]]))
+    if edges:
+        assert math.nextafter(edges.most, math.inf) > edges.most  # a float that is finite
+        beyond = [edges.least - 1, edges.most + 1, math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+        wrong += beyond if kind is float else [x for x in beyond if not isinstance(x, float) or x in (edges.least - 1,)]
+        wrong += [value for value in (-1, 0) if not edges.least <= value <= edges.most]
+    if kind is str:
+        wrong += ["a\nb", "\0", "a" * 2000]
+    for value in wrong:
+        said = refused(path, value)
+        assert said.startswith(f"config.{path} must be ") and "\n" not in said and len(said) < 300, (value, said)
+
+
+SHAPES = [(path, marks) for path, kind, marks in FIELDS if kind is int and path.startswith(("model.", "data.", "mesh."))]
+
+
+@pytest.mark.parametrize("path, marks", SHAPES, ids=[path for path, _ in SHAPES])
+def test_the_largest_shapes_are_taken_or_said_before_a_run_starts(path, marks, tmp_path):
+    """By the config as a whole, or by what looks at machine and disk. `tests/reference/soak.py` tries every field."""
+    largest = next(mark.most for mark in marks if isinstance(mark, configs.Range))
+    said = refused(path, largest)
+    assert "\n" not in said
+    if not said:
+        with contextlib.suppress(UserError):
+            preflight.check(configs.from_flags(with_value(path, largest)), tmp_path / "work")
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "-inf", "1" * 30, "1" * 5000, "1e999", "many", ""])
+def test_every_field_can_be_set_by_a_flag_or_is_refused_in_one_sentence(value):
+    for path, *_ in FIELDS:
+        found = flags.FlagValues()
+        try:
+            config = configs.parse(["train", "--config", str(FILES[0]), f"--config.{path}={value}"], found)
+            assert isinstance(config, configs.Config)
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 600, error
+
+
+@pytest.mark.parametrize("path", ["stages", "flow.dropout", "model", "data", "mesh"])
+@pytest.mark.parametrize("value", [None, 3, "toy", [3], ["toy"], {"a": 1}])
+def test_a_group_of_fields_that_is_none_is_said(path, value):
+    assert refused(path, value).startswith("config.")
+
+
+def test_a_field_that_is_missing_is_named():
+    with pytest.raises(UserError, match="config.model is missing"):
+        configs.from_flags({"name": "tiny"})
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"mesh.fsdp": 0}, "at least 1 device along each axis"),
+        ({"topology": "banana"}, "must be empty or a slice such as v4:2x2x4"),
+        ({"name": "../mine"}, "must name a folder"),
+        ({"name": ""}, "must name a folder"),
+        ({"stages[0].steps": 1 << 28}, "are more than the 2147483648 there are"),
+    ],
+)
+def test_what_no_run_can_have_is_said(change, sentence):
+    ((path, value),) = change.items()
+    assert sentence in refused(path, value)
 
 
 def test_a_field_that_does_not_exist_is_named():

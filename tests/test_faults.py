@@ -1,11 +1,12 @@
 """Nothing is lost: runs that are killed, stopped, fed with broken data or numbers, and go on.
 
-The same faults many times over: `python tests/reference/soak.py`.
+The same faults many times over: `python tests/reference/soak.py`, and `contend.py` beside it.
 """
 
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,10 @@ import numpy as np
 import pytest
 from harness import MARK, ROOT, STEPS, Run, differing, events, left, marked, metrics, pair, state
 
-from svdp_jax import train
+from svdp_jax import files, train
 from svdp_jax.errors import UserError
-from svdp_jax.training import health, records, runs, step as training
-from svdp_jax.weights import checkpoint
+from svdp_jax.training import health, identity, records, runs, step as training
+from svdp_jax.weights import checkpoint, prompts
 
 
 @pytest.fixture(autouse=True)
@@ -57,15 +58,25 @@ def test_a_run_that_is_stopped_and_killed_ends_as_if_it_had_not_been(whole, tmp_
     assert not (work / "checkpoints/4").exists()
     assert left(str(work)) == []
 
-    run = Run(work).until_step(9).signal(signal.SIGINT)
-    assert run.end() == 0 and "the same command goes on from there" in run.said()
-    assert "step 2 of 16" in run.said()
+    run = Run(work, faults={"slow": 0.05}).until_step(9)
+    second = Run(work)
+    assert second.end() == 2 and f"The run of process {run.process.pid} on" in second.said()
+    assert run.signal(signal.SIGINT).end() == 0 and "the same command goes on from there" in run.said()
+    assert "step 2 of 16" in run.said() and "left" in run.said() and "without a word" in run.said()
 
     run = Run(work)
     assert run.end() == 0, run.said()
     assert differing(state(whole), state(work)) == []
     assert [line["step"] for line in metrics(work)] == list(range(1, STEPS + 1))
     assert [path.name for path in work.glob(".*")] == [] == list(work.glob("checkpoints/.*"))
+
+
+def test_two_that_contend_for_a_folder_leave_the_run_of_one(tmp_path):
+    """Both at once, and with one of them killed: steps of two are never mixed."""
+    command = [sys.executable, ROOT / "tests" / "reference" / "contend.py", tmp_path, "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("at work in") == 2
 
 
 def test_two_hosts_stop_together_and_one_goes_on_where_they_were(whole, tmp_path):
@@ -207,18 +218,112 @@ def test_failing_data_ends_the_run_with_all_that_was_done(whole, tmp_path, monke
     assert metrics(tmp_path)[4]["loss"] == metrics(whole)[4]["loss"]
 
 
-def test_another_run_is_refused_unless_forced(whole, tmp_path, monkeypatch):
+def test_another_run_is_refused_unless_forced(whole, tmp_path, monkeypatch, caplog):
+    """What differs is said in both cases; what has no part in what is learned may differ."""
     config = little_run.config()
-    assert runs.changes(whole, config) == []
-    other = {"seed": 1, "log_every": 5, "data": dataclasses.replace(config.data, batch=4, threads=2)}
-    monkeypatch.setattr(runs, "code", lambda _: "other")
-    found = "\n".join(runs.changes(whole, dataclasses.replace(config, **other)))
-    assert "config.seed is 1 and was 0" in found and "config.data.batch is 4 and was 8" in found
-    assert "code of svdp_jax is not" in found and found.count("--force-resume") == 3
-    with pytest.raises(UserError, match="3 problems, and nothing was started"):
-        train.train(dataclasses.replace(config, **other), whole)
+    other = {
+        "seed": 1, "data": dataclasses.replace(config.data, batch=4, threads=2), "log_every": 5, "watch_every": 7, "keep": 9,
+        "stages": (dataclasses.replace(config.stages[0], rate=1.0), *config.stages[1:]),
+    }  # fmt: skip
+    changed = dataclasses.replace(config, **other)
+    assert identity.changes(whole, config) == []
+    monkeypatch.setattr(identity, "code", lambda _: "other")
+    found = [
+        "config.data.batch is 4 and was 8", "config.seed is 1 and was 0", "config.stages[0].rate is 1.0 and was 0.002",
+        "the code of svdp_jax is not that it was started with",
+    ]  # fmt: skip
+    assert identity.changes(whole, changed) == found
+    with pytest.raises(UserError, match="holds another run: config.data.batch is 4 .* or begin anew with --restart"):
+        train.train(changed, whole)
     monkeypatch.setattr(train, "run", lambda *_: None)
-    train.train(dataclasses.replace(config, **other), whole, force=True)
+    with caplog.at_level("WARNING", logger="svdp_jax"):
+        train.train(changed, whole, force=True)
+    assert all(words in caplog.text for words in found)
+    short = dataclasses.replace(config, stages=config.stages[:1])
+    with pytest.raises(UserError, match="is at step 16, beyond the 10 of config.stages"):
+        train.train(short, whole, force=True)
+
+
+def test_a_run_is_begun_anew_where_that_is_said(whole, tmp_path, monkeypatch):
+    work, found = tmp_path / "work", []
+    shutil.copytree(whole, work)
+    before = {path.name for path in work.iterdir()}
+    monkeypatch.setattr(train, "run", lambda config, owner, mesh: found.append(runs.Runs(owner, config).found))
+    for number in (1, 2):
+        train.train(little_run.config(seed=number), work, restart=True)
+    assert found == [runs.NO_STEP, runs.NO_STEP]
+    assert {path.name for path in (work / "before-1").iterdir()} == before
+    assert differing(state(whole), state(work / "before-1")) == []
+    assert (work / "before-2" / "config.json").is_file() and not list(checkpoint.run_checkpoints(work))
+
+
+def test_contents_are_compared_and_not_names(tmp_path):
+    """A prompt and weights that have moved are the same, others under the same name are not."""
+    folder, work = tmp_path / "there", tmp_path / "work"
+    folder.mkdir()
+    work.mkdir()
+
+    def named(prompt: str, start: str):
+        return little_run.config(prompt=str(folder / prompt), start=str(folder / start))
+
+    text = np.arange(24, dtype=np.float32).reshape(3, 8)
+    prompts.save_prompt(folder / "a.safetensors", text, text[0], {"prompt": "somebody"})
+    prompts.save_prompt(folder / "b.safetensors", text, text[0], {"prompt": "somebody", "by": "another version"})
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / "weights").write_text("weights")
+        files.write_manifest(folder / name)
+    identity.write(work, named("a.safetensors", "one"))
+    assert identity.changes(work, named("b.safetensors", "two")) == []
+    prompts.save_prompt(folder / "a.safetensors", text + 1, text[0], {"prompt": "somebody"})
+    (folder / "one" / "weights").write_text("others")
+    files.write_manifest(folder / "one")
+    found = identity.changes(work, named("a.safetensors", "one"))
+    assert found == [f"what config.{field} names is not what it was started with" for field in ("prompt", "start")]
+
+
+def test_a_run_of_an_earlier_version_is_compared_by_what_it_wrote_down(tmp_path):
+    identity.write(tmp_path, little_run.config())
+    marks = json.loads((tmp_path / "fingerprint.json").read_text())
+    for mark in ("prompt", "start", "backbone", "codec"):
+        del marks[mark]
+    (tmp_path / "fingerprint.json").write_text(json.dumps(marks))
+    assert identity.changes(tmp_path, little_run.config()) == []
+    (tmp_path / "config.json").unlink()
+    assert "its config.json is missing" in identity.changes(tmp_path, little_run.config())[0]
+
+
+def test_the_code_that_decides_is_followed_through_its_imports(tmp_path):
+    package = tmp_path / "svdp_jax"
+    shutil.copytree(Path(identity.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__", "toy_demo"))
+    before = identity.code(package)
+
+    def touched(name: str) -> bool:
+        path = package / name
+        content = path.read_text()
+        path.write_text(content + "\n")
+        after = identity.code(package)
+        path.write_text(content)
+        return after != before
+
+    deciding = (
+        "training/step.py",
+        "models/attention.py",
+        "diffusion/flow.py",
+        "toy/world.py",
+        "media/images.py",
+        "parallel.py",
+    )
+    assert [name for name in deciding if not touched(name)] == []
+    bystanders = (
+        "training/journal.py",
+        "training/owner.py",
+        "config.py",
+        "weights/prompts.py",
+        "media/writer.py",
+        "animator.py",
+    )
+    assert [name for name in bystanders if touched(name)] == []
 
 
 def test_other_files_are_another_run(tmp_path):

@@ -27,7 +27,7 @@ from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models.vae import PixelCodec
 from svdp_jax.preparation import crops, encode, ingest, left
 from svdp_jax.toy import footage
-from svdp_jax.training import preflight, records, runs, step as training
+from svdp_jax.training import identity, preflight, records, step as training
 
 SIZE, FRAMES, PEOPLE = 64, 25, 3
 DRAWN = 128  # pixels; to render more takes most of the time
@@ -381,12 +381,11 @@ def test_a_run_goes_on_with_the_records_it_began_with(out, tmp_path):
     """Wherever they lie now; others are refused, unless that is asked for."""
     run, (copy, manifest) = tmp_path / "run", copied(out, tmp_path / "copy")
     (run / "checkpoints" / "1").mkdir(parents=True)
-    runs.Runs(run, config(out)).close()
-    assert runs.changes(run, config(copy)) == []
+    identity.write(run, config(out))
+    assert identity.changes(run, config(copy)) == []
     encode.write_json(copy / "manifest.json", manifest | {"note": "changed"})
-    (said,) = runs.changes(run, config(copy))
-    assert "files below config.data.path are not those" in said and "--force-resume" in said
-    with pytest.raises(UserError, match="are not those it was started with"):
+    assert identity.changes(run, config(copy)) == ["what config.data.path names is not what it was started with"]
+    with pytest.raises(UserError, match="what config.data.path names .* --force-resume"):
         preflight.check(config(copy), run)
     preflight.check(config(copy), run, force=True)
 

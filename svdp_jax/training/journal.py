@@ -90,16 +90,25 @@ def finite_mean(values: list) -> float | None:
     return float(np.mean(finite)) if finite else None
 
 
+def last_step(folder: Path) -> int:
+    """The last step that a folder's metrics tell of; 0 where there are none."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return max((step for line in lines if (step := step_of(line)) is not None), default=0)
+
+
+def step_of(line: str) -> int | None:
+    """The step of a JSON line; None where a kill left it half-written."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def drop_later(path: Path, step: int) -> None:
     """Takes the lines after `step` out of a file of JSON lines, and what a kill left half-written."""
     if not path.exists():
         return
 
-    def kept(line):
-        try:
-            return json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError):
-            return False
-
-    lines = path.read_text().splitlines(keepends=True)
-    write_whole(path, "".join(line for line in lines if kept(line)))
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    write_whole(path, "".join(line for line in lines if (at := step_of(line)) is not None and at <= step))

@@ -4,6 +4,7 @@ Each check yields sentences, every one a problem with its fix; all are told at o
 """
 
 import importlib.metadata
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,24 +22,58 @@ from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import Autoencoder
 from svdp_jax.preparation import encode
-from svdp_jax.training import records, runs
+from svdp_jax.training import identity, records, runs
 from svdp_jax.weights import checkpoint
 from svdp_jax.weights.prompts import load_prompt
 
 LOOKED_AT = 3  # videos of a folder; to read all of them would take longer than a start may
 MOMENTS = 2  # of AdamW, each as large as the weights
 SPARE = 1.1  # of the disk, beside what is known to be written
+logger = logging.getLogger(__name__)
 
 
-def check(config: configs.Config, workdir: Path, force: bool = False) -> None:
-    """Raises UserError with all that keeps a run from starting. force: another run's folder will do."""
-    checks = [versions(), devices(config), weights(config), prompt(config), data(config), disk(config, workdir)]
-    problems = [problem for found in checks for problem in found]
-    problems += [] if force or problems else runs.changes(workdir, config)
+def check(config: configs.Config, workdir: Path, force: bool = False, restart: bool = False) -> None:
+    """Raises UserError with all that keeps a run from starting.
+
+    force: another run's folder will do, and what is other is only said; restart: what is there is no matter.
+    """
+    there = {} if restart else dict(checkpoint.run_checkpoints(workdir))
+    checks = [versions(), devices(config), weights(config), prompt(config), data(config), disk(config, workdir, len(there))]
+    problems = [problem for found in checks for problem in readable(found)]
+    problems += [] if problems or restart else earlier(config, workdir, max(there, default=0), force)
     if len(problems) > 1:
         raise UserError("\n  - ".join([f"{len(problems)} problems, and nothing was started:", *problems]))
     if problems:
         raise UserError(problems[0])
+
+
+def readable(check: Iterator[str]) -> Iterator[str]:
+    """What a check yields, and what the disk has against it."""
+    try:
+        yield from check
+    except OSError as error:
+        yield f"{error.filename} cannot be read ({error.strerror}); see to it."
+
+
+def earlier(config: configs.Config, workdir: Path, step: int, force: bool) -> Iterator[str]:
+    """A run in the work folder that is another, or further than this one goes. step: that it was saved at last."""
+    total = configs.stage_ends(config)[-1]
+    if step > total:
+        yield (
+            f"{workdir} is at step {step}, beyond the {total} of config.stages; give them more steps, begin anew with "
+            f"--restart, or train on from its model with --config.start={workdir} in a new --workdir."
+        )
+        return
+    if not runs.begun(workdir):
+        return
+    found = "; ".join(identity.changes(workdir, config))
+    if found and force:
+        logger.warning("--force-resume: the run in %s goes on although %s.", workdir, found)
+    elif found:
+        yield (
+            f"{workdir} holds another run: {found}; name a new --workdir, start it as it was, go on nevertheless with "
+            "--force-resume, or begin anew with --restart."
+        )
 
 
 def versions() -> Iterator[str]:
@@ -182,8 +217,11 @@ def unreadable(paths: list[Path], folder: str) -> Iterator[str]:
     yield f"none of the first {len(paths)} videos of config.data.path={folder} can be read: {reasons[0]}"
 
 
-def disk(config: configs.Config, workdir: Path) -> Iterator[str]:
-    """A work folder that cannot be made or written, or whose disk has no room for the checkpoints."""
+def disk(config: configs.Config, workdir: Path, saved: int) -> Iterator[str]:
+    """A work folder that cannot be made or written, or whose disk has no room for the checkpoints.
+
+    saved: checkpoints that are there already, and make room for new ones.
+    """
     if in_bucket(workdir):
         yield (
             f"{workdir} lies in a bucket, which cannot rename folders, as a checkpoint needs; name a --workdir on a disk "
@@ -195,7 +233,6 @@ def disk(config: configs.Config, workdir: Path) -> Iterator[str]:
         yield f"{there} cannot be written, so there can be no {workdir}; name another --workdir."
         return
     size = sum(4 * leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_model(config))))
-    saved = len(list(checkpoint.run_checkpoints(workdir)))
     # Every checkpoint has weights, their average and the moments; the model at the end is one more average.
     wanted = SPARE * size * ((2 + MOMENTS) * max(config.keep + 1 - saved, 1) + 1)
     free = shutil.disk_usage(there).free

@@ -1,20 +1,16 @@
-"""The checkpoints of one training run, and what makes it that run, in its work folder.
+"""The checkpoints of one training run, in the work folder that it owns.
 
-    config.json        the config
-    fingerprint.json   data, code, versions, hosts
-    checkpoints/300/   a weights folder of the averaged weights (see `checkpoint`) that
-                       also holds the rest of the state and where the data was
+    checkpoints/300/           a weights folder of the averaged weights (see `checkpoint`) that
+                               also holds the rest of the state and where the data was
+    checkpoints/300.damaged/   one that was found damaged, and set aside for an earlier one
+    before-1/                  all of a run that was begun anew in its folder
 
 A step counts from the moment its folder has that name, which is given last, when all
 of it is on disk and in the manifest. Whatever stops a run before leaves a hidden folder.
 """
 
-import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import logging
-import platform
 import threading
 from pathlib import Path
 
@@ -24,83 +20,18 @@ from jax.experimental import multihost_utils
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
-from svdp_jax.files import remove, verify, write_whole
-from svdp_jax.training import records
+from svdp_jax.files import read_json, remove, verify, write_whole
+from svdp_jax.training import identity, journal
+from svdp_jax.training.owner import Owner
 from svdp_jax.weights import checkpoint
 
-# Fields that may change when a run goes on: none has a part in what is learned.
-FREE = (
-    "name.", "mesh.", "topology.", "remat.", "sampling.", "log_every.", "save_every.", "keep.", "evaluate.",
-    "data.path.", "data.threads.", "model.backbone.kernel.", "model.video.scheme.",
-)  # fmt: skip
-MARKS = {
-    "data": "the files below config.data.path are not those it was started with",
-    "code": "the code of svdp_jax is not that it was started with",
-}
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
-# What decides the numbers of a run: modules of the package, and packages of modules.
-NUMBERS = ("parallel.py", "diffusion", "faces", "media", "models", "preparation", "toy", "training")
 NO_STEP = -1
+PARTS = ("params", "rest")
+# What of a run is set aside when it is begun anew; `clips`, made of the data alone, is as good for the next.
+FILES = (
+    "checkpoints", "config.json", "fingerprint.json", "metrics.jsonl", "events.jsonl", "tensorboard", "model", "results",
+)  # fmt: skip
 logger = logging.getLogger(__name__)
-
-
-def fingerprint(config: configs.Config) -> dict:
-    """What a run is, beside its config."""
-    return {
-        "data": records.identity(config.data),
-        "code": code(Path(__file__).parents[1]),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "python": platform.python_version(),
-        "hosts": jax.process_count(),
-        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
-    }
-
-
-def code(package: Path) -> str:
-    """Hash of the modules that decide what a run learns."""
-    chosen = (package / name for name in NUMBERS)
-    paths = sorted(file for path in chosen for file in ([path] if path.is_file() else path.rglob("*.py")))
-    contents = b"\0".join(path.read_bytes() for path in paths)
-    return hashlib.sha256(contents).hexdigest()[:16]
-
-
-def flat(values: dict, prefix: str = "") -> dict:
-    """Nested fields by dotted path."""
-    result = {}
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        result |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return result
-
-
-def changes(workdir: Path, config: configs.Config) -> list[str]:
-    """What keeps the run in a work folder from going on exactly with this config, a sentence each."""
-    if not any(checkpoint.run_checkpoints(workdir)):
-        return []
-    before, now = (flat(x) for x in (read(workdir / "config.json"), as_json(config)))
-    marks, here = read(workdir / "fingerprint.json"), fingerprint(config)
-    found = [
-        f"config.{path} is {now.get(path)} and was {before.get(path)}"
-        for path in sorted(before | now)
-        if now.get(path) != before.get(path) and not f"{path}.".startswith(FREE)
-    ]
-    found += [words for mark, words in MARKS.items() if marks.get(mark) != here[mark]]
-    return [
-        f"{workdir} holds another run: {difference}; name a new --workdir, start it as it was, or go on "
-        "nevertheless with --force-resume."
-        for difference in found
-    ]
-
-
-def read(path: Path) -> dict:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def as_json(config: configs.Config) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def weights_folder(state) -> dict:
@@ -121,13 +52,53 @@ def with_rest(state, arrays: dict):
     return state._replace(step=step, weights=weights, optimizer=optimizer)
 
 
-class Runs:
-    """Saves and resumes a run in its work folder. On several hosts all of them call each method."""
+def moved_on(place: dict, before: int, batch: int) -> dict:
+    """Where data counted in batches of `before` goes on in batches of `batch`: where none of them repeats."""
+    return place | {"next_index": -(-place["next_index"] * before // batch)}
 
-    def __init__(self, workdir: Path, config: configs.Config):
-        self.workdir, self.config = workdir, config
-        self.folder = workdir / "checkpoints"
-        self.saver = checkpoint.Saver("params", "rest")
+
+def begun(workdir: Path) -> bool:
+    """Whether there is a run in a work folder that has saved anything, sound or not."""
+    return any(path.name.split(".")[0].isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
+def set_aside(workdir: Path) -> None:
+    """Begins a run anew: what is there of the one before goes into a folder of its own."""
+    there = [path for name in FILES if (path := workdir / name).exists()]
+    if not there:
+        return
+    number = next(n for n in range(1, 1 << 30) if not (workdir / f"before-{n}").exists())
+    target = workdir / f"before-{number}"
+    target.mkdir()
+    for path in there:
+        path.rename(target / path.name)
+    logger.warning("The run begins anew, at step 0; what was there is in %s.", target)
+
+
+def fault(folder: Path) -> str:
+    """Why a checkpoint cannot be gone on from, or "". UserError where the disk does not let it be read."""
+    try:
+        verify(folder)
+        for part in PARTS:
+            checkpoint.stored_arrays(folder / part)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error}); see to the disk.") from None
+    except (UserError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+class Runs:
+    """Saves and resumes a run in its work folder. On several hosts all of them call each method.
+
+    UserError, before anything is written, where the folder's checkpoints cannot be gone on from.
+    """
+
+    def __init__(self, owner: Owner, config: configs.Config):
+        self.owner, self.workdir, self.config = owner, owner.folder, config
+        self.folder = self.workdir / "checkpoints"
+        self.found = self.newest_sound()
+        self.saver = checkpoint.Saver(*PARTS)
         self.sealing, self.failure = None, None
         checkpoint.once(self.prepare)
 
@@ -137,20 +108,20 @@ class Runs:
         for pattern in ("checkpoints/.*", ".*.partial", ".*.removed"):
             for leftover in self.workdir.glob(pattern):
                 remove(leftover)
-        about = {"config.json": as_json(self.config), "fingerprint.json": fingerprint(self.config)}
-        for name, content in about.items():
-            write_whole(self.workdir / name, json.dumps(content, indent=2))
+        identity.write(self.workdir, self.config)
 
     def save(self, state, data: dict) -> None:
         """Begins to save the state and where its data is; it may change as soon as this returns.
 
-        A save that fails is a warning, as the next one may succeed; `close` raises it.
+        A save that fails is a warning, as the next one may succeed; `close` raises it. UserError where
+        the folder has become another run's.
         """
         self.wait()
+        self.owner.check()
         step = int(state.step)
         if step in dict(checkpoint.run_checkpoints(self.workdir)):
             return
-        self.failure, partial = None, self.folder / f".{step}"
+        self.failure, partial = None, self.folder / f".{step}.{self.owner.mark}"
         try:
             checkpoint.once(lambda: remove(partial))
             self.saver.save(partial, params=weights_folder(state), rest=rest(state))
@@ -167,6 +138,7 @@ class Runs:
                 return
             write_whole(partial / "data.json", json.dumps(data))
             checkpoint.seal(partial, "svdp", self.config.model, checkpoint.trained_with(self.config))
+            self.owner.check()
             partial.rename(self.folder / str(step))
             for _, old in list(checkpoint.run_checkpoints(self.workdir))[self.config.keep :]:
                 remove(old)
@@ -175,10 +147,11 @@ class Runs:
 
     def fail(self, step: int, error: Exception) -> None:
         reason = " ".join(str(error).split())[:200]
-        self.failure = UserError(
+        words = (
             f"step {step} could not be saved in {self.folder} ({reason}); make room or see to the disk. "
             "The steps saved before are whole."
         )
+        self.failure = error if isinstance(error, UserError) else UserError(words)
         logger.warning("%s", self.failure)
 
     def wait(self) -> None:
@@ -188,45 +161,71 @@ class Runs:
             self.sealing = None
 
     def resume(self, state):
-        """The last sound state, laid out as this one is, and where its data was; None where there is none.
-
-        A damaged checkpoint is named in a warning and set aside, and the one before it taken.
-        """
-        step = self.newest_sound()
-        if step == NO_STEP:
+        """The last sound state, laid out as this one is, and where its data goes on; None where there is none."""
+        if self.found == NO_STEP:
             return state, None
-        folder = self.folder / str(step)
+        folder = self.folder / str(self.found)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        params = checkpoint.read_arrays(folder / "params", weights_folder(like))
-        found = with_rest(state, checkpoint.read_arrays(folder / "rest", rest(like)))
+        try:
+            params = checkpoint.read_arrays(folder / "params", weights_folder(like))
+            found = with_rest(state, checkpoint.read_arrays(folder / "rest", rest(like)))
+        except UserError as error:
+            raise UserError(
+                f"{folder} holds the state of another network or of another version of svdp_jax ({error}); train on from "
+                f"its model with --config.start={self.workdir} in a new --workdir, where config.model is the same."
+            ) from None
         average, constants = (checkpoint.replaced(x, params) for x in (state.average, state.constants))
-        return found._replace(average=average, constants=constants), read(folder / "data.json")
+        return found._replace(average=average, constants=constants), self.place(folder)
+
+    def place(self, folder: Path) -> dict:
+        """Where a checkpoint's data goes on: with other batches, at the first that has only examples not yet seen."""
+        place, batch = read_json(folder / "data.json"), self.config.data.batch
+        before = checkpoint.about(folder)["training"]["data"]["batch"]
+        if before == batch:
+            return place
+        seen, place = place["next_index"] * before, moved_on(place, before, batch)
+        logger.warning(
+            "%d examples were seen, in batches of %d; it goes on in batches of %d, at example %d.",
+            seen, before, batch, place["next_index"] * batch,
+        )  # fmt: skip
+        return place
 
     def newest_sound(self) -> int:
         """The newest step whose files are all as they were saved; the first process looks."""
         step = np.array(self.find_sound() if jax.process_index() == 0 else NO_STEP)
         if jax.process_count() > 1:
             step = multihost_utils.broadcast_one_to_all(step)
-        if step < NO_STEP:
-            raise UserError(f"none of the checkpoints in {self.folder} is whole; remove that folder to start again.")
         return int(step)
 
     def find_sound(self) -> int:
-        steps = list(checkpoint.run_checkpoints(self.workdir))
-        for step, path in steps:
-            try:
-                verify(path)
-                return step
-            except UserError as error:
-                logger.warning("Step %d is not used: %s", step, error)
-                aside = path.with_name(f"{step}.damaged")
+        """Damaged checkpoints are named in a warning and set aside, if there is an earlier one that is sound."""
+        damaged = []
+        for step, path in checkpoint.run_checkpoints(self.workdir):
+            if reason := fault(path):
+                damaged.append((step, path, reason))
+                continue
+            for bad, place, reason in damaged:
+                logger.warning("Step %d is not used, but step %d: %s", bad, step, reason)
+                aside = place.with_name(f"{bad}.damaged")
                 remove(aside)
-                path.rename(aside)
-        return NO_STEP - 1 if steps else NO_STEP
+                place.rename(aside)
+            return step
+        lost = f"; bring back a copy of {self.folder}, or begin anew with --restart, which keeps what is there."
+        if damaged:
+            raise UserError(f"none of the checkpoints in {self.folder} is whole: {damaged[0][2].rstrip('.')}{lost}")
+        if any(self.folder.glob("*.damaged")):
+            raise UserError(f"all of the checkpoints in {self.folder} were found damaged{lost}")
+        told = journal.last_step(self.workdir)
+        if told >= read_json(self.workdir / "config.json").get("save_every", 1 << 31):
+            raise UserError(f"metrics.jsonl tells of step {told}, and {self.folder} holds no checkpoint{lost}")
+        if told:
+            logger.warning("The run was ended at step %d, before its first checkpoint; it begins at step 0.", told)
+        return NO_STEP
 
     def close(self) -> None:
-        """Waits until what was saved is on disk. Raises UserError where the last save failed."""
+        """Waits until what was saved is on disk. UserError where the last save failed, or the folder is another's."""
         self.wait()
+        self.owner.check()
         checkpoint.once(lambda: None)
         self.saver.close()
         if self.failure:

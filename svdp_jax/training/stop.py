@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -30,6 +30,7 @@ LOOK = 0.5  # seconds between looks
 GATHER = 5.0  # seconds that the hosts have to meet before they end; a host that is lost never comes
 LAST = 1.0  # seconds by which the coordinator outlives the others, whom its end would abort
 
+_at_end: list[Callable[[], None]] = []
 _asked = threading.Event()
 _unsaved = threading.Event()
 _pipe: tuple[int, int] | None = None
@@ -54,6 +55,11 @@ def together(client, host: int) -> None:
     global _hosts
     _hosts = client, host
     threading.Thread(target=_hear, args=(client,), daemon=True).start()
+
+
+def at_end(action: Callable[[], None]) -> None:
+    """To be done also where the process ends without unwinding: something short, that never raises."""
+    _at_end.append(action)
 
 
 def asked() -> bool:
@@ -133,6 +139,8 @@ def _leave(status: int, words: str, others: str = "", reason: str = "") -> None:
 
 
 def _end(status: int, words: str) -> None:
+    for action in _at_end:
+        action()
     print(f"\n{words}" if words else "", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)  # the main thread may be deep in a compiler and cannot be asked
