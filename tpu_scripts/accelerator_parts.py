@@ -36,7 +36,8 @@ from svdp_jax.training import step as training
 from svdp_jax.weights import shipped
 
 ROOT = Path(__file__).parents[1]
-PRECISIONS = (("float32", "highest"), ("float32", "default"), ("bfloat16", "default"))
+# On a CPU there is but one precision of float32.
+PRECISIONS = (("float32", "highest"), ("float32", "default"), ("bfloat16", "default"))[jax.default_backend() == "cpu" :]
 SLOW = 60.0  # seconds of a training that an export takes
 
 
@@ -86,6 +87,7 @@ def sizes(tiny: bool) -> Sizes:
         heads=((2, 8), (1, 16)),
         toy=("--config.data.size=16", "--config.data.batch=4", "--config.data.frames=2", "--config.data.past=1",
              "--config.model.backbone.blocks=2", "--config.model.backbone.dual=1", "--config.model.backbone.width=48",
+             "--config.stages[0].steps=6", "--config.stages[1].steps=2", "--config.stages[2].steps=2",
              "--config.save_every=5", "--config.log_every=2", "--config.evaluate=0", "--config.watch_every=0"),
     )  # fmt: skip
 
@@ -295,7 +297,9 @@ def profile(s: Sizes, *_) -> Iterator[dict]:
         update, batch = training.make_update(config, graph, codec_graph), bench.random(aot.abstract_batch(config, mesh))
         state, metrics = update(make(jax.random.key(0)), frozen, batch)
         jax.block_until_ready(metrics)
-        with jax.profiler.trace(str(folder)):
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # the device's operations are what is asked for
+        with jax.profiler.trace(str(folder), profiler_options=options):
             for _ in range(2):
                 state, metrics = update(state, frozen, batch)
             jax.block_until_ready(metrics)
@@ -313,7 +317,7 @@ def operations(folder: Path) -> Counter:
     times = Counter()
     for plane in devices:
         lines = list(plane.lines)
-        kept = [line for line in lines if line.name in ("XLA Ops", "Steps") and line.name == "XLA Ops"] or lines
+        kept = [line for line in lines if line.name == "XLA Ops"] or lines
         for line in kept:
             for event in line.events:
                 times[event.name.split("(")[0].rstrip("0123456789.")] += event.duration_ns

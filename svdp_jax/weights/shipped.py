@@ -64,7 +64,8 @@ def export(folder, target: Path = FOLDER) -> None:
     (partial / ARRAYS).chmod(0o644)  # safetensors lets the owner alone read it
     shutil.copyfile(folder / "config.json", partial / "config.json")
     for log in (run / "metrics.jsonl", run / "results" / "results.md"):
-        shutil.copyfile(log, partial / log.name)
+        if log.exists():  # a run that was stopped has no results yet
+            shutil.copyfile(log, partial / log.name)
     checkpoint.write_manifest(partial)
     partial.rename(target)
 
