@@ -212,6 +212,7 @@ class Config:
     log_every: Annotated[Steps, FREE] = 10
     watch_every: Annotated[int, Range(0, 1 << 30), FREE] = 100  # steps between checks for copying the driver; 0 for none
     save_every: Annotated[Steps, FREE] = 250
+    profile: Annotated[str, FREE] = ""  # START:STOP, steps whose trace is recorded
     keep: Annotated[Count, FREE] = 3  # checkpoints of the run, the newest
     evaluate: Annotated[Whole, FREE] = 8  # clips scored at the end of training
 
@@ -323,6 +324,11 @@ def shown(value) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _is_span(text: str) -> bool:
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text or "1:1")
+    return bool(found) and 1 <= int(found[1]) <= int(found[2])
+
+
 def check(config: Config) -> None:
     """Raises UserError, naming field and fix, for fields that cannot work together."""
     b, v, d = config.model.backbone, config.model.video, config.data
@@ -374,6 +380,7 @@ def check(config: Config) -> None:
             not (config.start and config.backbone),
             f"start={config.start} brings a backbone; leave backbone={config.backbone} away",
         ),
+        (_is_span(config.profile), f"profile={config.profile} must be START:STOP, steps from 1 on, such as 10:12"),
         (len(config.stages) > 0, "stages must name at least one stage"),
         (
             len(config.flow.dropout) == 4 and abs(sum(config.flow.dropout) - 1) < 1e-6,

@@ -34,6 +34,7 @@ from svdp_jax import config as configs, parallel
 from svdp_jax.animator import Animator
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.evaluation import toy_score
+from svdp_jax.planning.chips import step_work
 from svdp_jax.training import preflight, records
 from svdp_jax.training.alarm import Watch, make_watch
 from svdp_jax.training.feed import Feed, Reading
@@ -44,8 +45,10 @@ from svdp_jax.training.owner import Owner
 from svdp_jax.training.runs import Runs, set_aside
 from svdp_jax.training.start import initial_state, load_frozen
 from svdp_jax.training.step import State, make_update
+from svdp_jax.training.trace import Trace
 from svdp_jax.weights import checkpoint
 
+SHOWN = ("loss", "mfu", "tokens_per_second")  # on the progress bar
 logger = logging.getLogger("svdp_jax.train")  # also where this is __main__
 
 
@@ -70,7 +73,8 @@ def run(config: configs.Config, owner: Owner, mesh: jax.sharding.Mesh) -> None:
     state, place = runs.resume(state)
     if place is not None:
         data.set_state(place)
-    with contextlib.closing(Journal(workdir, int(state.step), configs.stage_ends(config)[-1])) as journal:
+    total, work = configs.stage_ends(config)[-1], step_work(config, jax.devices())
+    with contextlib.closing(Journal(workdir, int(state.step), total, work)) as journal:
         introduce(config, workdir, mesh, state, journal)
         update = partial(make_update(config, graph, codec_graph), frozen=frozen)
         watch = make_watch(config, graph, codec_graph, frozen, mesh, example, journal)
@@ -95,19 +99,21 @@ def introduce(config: configs.Config, workdir: Path, mesh, state: State, journal
 def steps(config: configs.Config, mesh, state: State, update, feed, runs: Runs, journal: Journal, watch: Watch) -> State:
     """The loop. Whatever ends it early, what was done is saved first."""
     start, total = int(state.step), journal.total
-    health, told = Health(config.data.batch, journal), Told(mesh)
+    health, told, trace = Health(config.data.batch, journal), Told(mesh), Trace(config.profile, runs.workdir)
     bar = tqdm(initial=start, total=total, desc=config.name, unit="step", disable=jax.process_index() > 0)
-    with contextlib.ExitStack() as unsaved:
+    with contextlib.closing(trace), contextlib.ExitStack() as unsaved:
         for step in range(start + 1, total + 1):
             batch = parallel.global_batch(next_or_save(feed, state, runs), mesh, config.data.batch)
+            trace.before(step)
             state, metrics = update(state, batch=batch)
+            trace.after(step, metrics)
             if step == start + 1:
                 jax.block_until_ready(metrics)  # compiled: from here on there is something to lose
                 unsaved.enter_context(stop.work_to_save())
             journal.add(step, metrics)
             hopeless = health.hopeless(step, metrics)
             if step % config.log_every == 0 or step == total:
-                bar.set_postfix(loss=journal.write()["loss"], refresh=False)
+                bar.set_postfix({name: said for name, said in journal.write().items() if name in SHOWN}, refresh=False)
             if config.watch_every and step % config.watch_every == 0:
                 watch.check(state.average, state.constants)
             bar.update()

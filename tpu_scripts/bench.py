@@ -24,16 +24,10 @@ from svdp_jax import config as configs, parallel
 from svdp_jax.errors import say_errors
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.planning import aot
-from svdp_jax.planning.chips import CHIPS
+from svdp_jax.planning.chips import PEAKS
 from svdp_jax.planning.flops import block_flops, forward_flops, tokens_per_frame
 from svdp_jax.training import step as training
 from svdp_jax.weights import checkpoint
-
-# What JAX calls the devices.
-TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
-# Peak bf16 TFLOP/s.
-PEAKS = {kind: CHIPS[name].peak for kind, name in TPUS.items()}
-PEAKS |= {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}
 
 
 def medians(runs: dict, rounds: int) -> dict[str, float]:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax import config as configs
+from svdp_jax.planning.flops import forward_flops, tokens_per_frame
+from svdp_jax.training.journal import Work
 
 
 class Chip(NamedTuple):
@@ -25,6 +27,17 @@ CHIPS = {
     "v5p": Chip(459, 95, 600, 0.715, {64: 211, 128: 410}),
     "v6e": Chip(918, 32, 448, 0.503, {64: 174, 128: 330}),
 }
+# Peak bf16 TFLOP/s of one device, by what JAX calls it.
+TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+PEAKS = {kind: CHIPS[name].peak for kind, name in TPUS.items()} | {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}
+
+
+def step_work(config: configs.Config, devices: list) -> Work:
+    """What a train step is worth on these devices. Backward is twice a forward pass; what is computed anew counts once."""
+    d = config.data
+    tokens = d.batch * (d.frames + d.past) * tokens_per_frame(config)
+    tflop = 3 * d.batch * sum(forward_flops(config).values()) / 1e12
+    return Work(tokens, tflop, sum(PEAKS.get(device.device_kind, 0) for device in devices))
 
 
 # How much work a train step is, in forward passes of matmuls and of attention, by what is kept. Backward

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,13 +21,22 @@ from svdp_jax.files import write_whole
 logger = logging.getLogger(__name__)
 
 
+class Work(NamedTuple):
+    """What a step is worth: video tokens, TFLOP of a forward and a backward pass, and the TFLOP/s of all devices
+    at their peak; 0 where that is not known."""
+
+    tokens: int
+    tflop: float
+    peak: float
+
+
 class Journal:
     """The records of one run from step `step` on; lines of steps that are done again are dropped.
 
     One process writes; on the others there is nothing to be seen.
     """
 
-    def __init__(self, folder: Path, step: int, total: int):
+    def __init__(self, folder: Path, step: int, total: int, work: Work | None = None):
         first = jax.process_index() == 0
         if first:
             drop_later(folder / "metrics.jsonl", step)
@@ -35,6 +45,7 @@ class Journal:
         self.board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=first, purge_step=step + 1)
         self.step, self.total, self.written = step, total, 0
         self.pending, self.start = [], time.monotonic()
+        self.work, self.begun, self.done, self.fastest = work, self.start, 0, float("inf")
 
     def tell(self, event: str, facts: dict, words: str = "") -> None:
         """Writes down an event, and says it where there are words for it."""
@@ -52,7 +63,8 @@ class Journal:
         pending = jax.device_get(self.pending)
         means = {name: finite_mean([m[name] for m in pending]) for name in pending[0]}
         means["skipped"] = int(sum(m["skipped"] for m in pending))
-        means["seconds_per_step"] = (time.monotonic() - self.start) / len(pending)
+        seconds = (time.monotonic() - self.start) / len(pending)
+        means |= {"seconds_per_step": seconds} | self.worth(seconds, len(pending))
         self.lines.write(json.dumps({"step": self.step} | means) + "\n")
         for name, value in means.items():
             if value is not None:
@@ -60,8 +72,18 @@ class Journal:
         self.pending, self.start = [], time.monotonic()
         self.written += 1
         if self.written == 2:  # the first line's time goes to compiling
-            self.say_pace(means["seconds_per_step"])
+            self.say_pace(seconds)
         return means
+
+    def worth(self, seconds: float, steps: int) -> dict[str, float]:
+        """Tokens a second, MFU where the peak is known, and goodput: the share of all time since the start that
+        the steps would have taken at the pace of the fastest line."""
+        if self.work is None:
+            return {}
+        self.done, self.fastest = self.done + steps, min(self.fastest, seconds)
+        found = {"tokens_per_second": self.work.tokens / seconds}
+        found |= {"mfu": self.work.tflop / seconds / self.work.peak} if self.work.peak else {}
+        return found | {"goodput": self.done * self.fastest / (time.monotonic() - self.begun)}
 
     def measure(self, values: dict[str, float]) -> None:
         """A line of metrics that are taken only now and then."""
