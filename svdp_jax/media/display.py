@@ -14,6 +14,11 @@ from svdp_jax.media.images import check_pixels
 
 MAX_FRAME_PIXELS = 2 * 3840 * 2160  # 4K footage passes; a 261 KB file of 4096x4096 frames does not
 UNTAGGED = 2  # ffmpeg's number for colours that a file does not name
+AS_STORED = (1, 0), (0, 1)  # linear part of a display matrix
+# FFmpeg's names of transpositions, by whether rows and columns then keep their directions.
+TRANSPOSE = {
+    (True, True): "cclock_flip", (False, True): "clock", (True, False): "cclock", (False, False): "clock_flip",
+}  # fmt: skip
 HD_HEIGHT = 720  # pixels, from which untagged video is bt709 by convention
 
 
@@ -40,9 +45,16 @@ class Display:
         if (width, height) == (frame.width, frame.height):
             shown = self.reformatter.reformat(frame, format=form, src_colorspace="ITU709" if untagged_hd else None)
         else:
-            scale = f"{width}:{height}:flags=bicubic" + ":in_color_matrix=bt709" * untagged_hd
-            shown = self._scaled(frame, ("scale", scale), ("format", form))
-        return upright(shown.to_ndarray() if colours is None else colours.seen(shown), linear)
+            # In the order of players, since chroma lies between pixels: turned, then stretched.
+            size = f"{height}:{width}" if turned(linear) else f"{width}:{height}"
+            scale = f"{size}:flags=bicubic" + ":in_color_matrix=bt709" * untagged_hd
+            if colours is not None:  # these stay as they are: `tone` knows what they mean
+                scale += ":in_color_matrix=bt601:out_color_matrix=bt601:in_range=tv:out_range=tv"
+            shown = self._scaled(frame, *turning(linear), ("scale", scale), ("format", form))
+            linear = AS_STORED
+        return upright(
+            shown.to_ndarray() if colours is None else colours.seen(shown, frame.colorspace, frame.color_range), linear
+        )
 
     def _scaled(self, frame, *filters):
         if self.scaler is None or self.scaler[0] != (kind(frame), filters):
@@ -83,17 +95,25 @@ def matrix(frame) -> tuple[tuple[int, int], tuple[int, int]]:
         data = frame.side_data.get(Type.DISPLAYMATRIX)
     except ValueError:  # there is side data of a kind that this PyAV has no name for
         turn = round(frame.rotation / 90) % 4
-        return ((1, 0), (0, 1)), ((0, -1), (1, 0)), ((-1, 0), (0, -1)), ((0, 1), (-1, 0))[turn]
+        return AS_STORED, ((0, -1), (1, 0)), ((-1, 0), (0, -1)), ((0, 1), (-1, 0))[turn]
     if data is None:
-        return (1, 0), (0, 1)
+        return AS_STORED
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
-    return ((a, b), (c, d)) if a * d != b * c else ((1, 0), (0, 1))
+    return ((a, b), (c, d)) if a * d != b * c else AS_STORED
 
 
 def turned(linear) -> bool:
     """Whether rows are shown as columns, to the nearest quarter turn."""
     (a, b), (c, d) = linear
     return abs(a) + abs(d) < abs(b) + abs(c)
+
+
+def turning(linear) -> list[tuple[str, str]]:
+    """FFmpeg's filters that do what `upright` does."""
+    (a, b), (c, d) = linear
+    if turned(linear):
+        return [("transpose", TRANSPOSE[c > 0, b > 0])]
+    return [(name, "") for name, along in (("hflip", a), ("vflip", d)) if along < 0]
 
 
 def upright(image: np.ndarray, linear) -> np.ndarray:

@@ -75,9 +75,9 @@ class Colours(NamedTuple):
         done = f"HDR ({source}) tone-mapped to SDR" if name else f"colours of {source} brought to those of BT.709"
         return cls(curve, frame.color_primaries, peak, done)
 
-    def seen(self, frame) -> np.ndarray:
-        """(h, w, 3) uint8 RGB of a frame in FORMAT."""
-        signal = cv2.transform(frame.to_ndarray(channel_last=True), to_rgb(frame.colorspace, frame.color_range))
+    def seen(self, frame, matrix: int, colour_range: int) -> np.ndarray:
+        """(h, w, 3) uint8 RGB of a frame in FORMAT; matrix and range by ffmpeg's numbers."""
+        signal = cv2.transform(frame.to_ndarray(channel_last=True), to_rgb(matrix, colour_range))
         light = table(self.curve)[signal]  # h w 3 float32
         if self.primaries in WIDE:
             light = cv2.transform(light, to_bt709(self.primaries))

@@ -18,6 +18,7 @@ import av.filter
 import numpy as np
 
 from svdp_jax.errors import UserError
+from svdp_jax.files import apart
 from svdp_jax.media.images import write_image
 from svdp_jax.media.video import opened, packets_of, track
 
@@ -70,6 +71,7 @@ class VideoWriter:
             raise UserError(f"{path}: is a folder; choose another name.")
         if not os.access(parent, os.W_OK):
             raise UserError(f"{path}: the folder {parent} cannot be written; choose another.")
+        apart(self.target, audio_from)
         self.fps = Fraction(fps).limit_denominator(10_000)
         self.audio_from, self.metadata, self.finish = audio_from, metadata or {}, finish
         self.make = WRITERS[kind]
