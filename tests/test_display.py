@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svdp_jax.errors import UserError
-from svdp_jax.media import video
+from svdp_jax.media import display, video
 from svdp_jax.media.writer import VideoWriter
 
 pytestmark = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg program to compare with; apt-get install ffmpeg")
@@ -83,6 +83,21 @@ def test_turned_and_mirrored_as_the_display_matrix_says(tmp_path, name):
     assert_as_ffmpeg(path)
     a, b, c, d = MATRICES[name]
     assert len(said(path)) == (a * d < b * c)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_turn_is_seen_beside_side_data_that_has_no_name_here(turns):
+    """As in spatial videos of phones, when PyAV is older than what its FFmpeg finds in them."""
+
+    class Frame:
+        rotation = [0, 90, 180, -90][turns]
+
+        @property
+        def side_data(self):
+            raise ValueError("77 is not a valid Type")
+
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert np.array_equal(display.upright(image, display.matrix(Frame())), np.rot90(image, turns))
 
 
 def test_a_damaged_display_matrix_changes_nothing(tmp_path):

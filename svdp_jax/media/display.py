@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 from av.sidedata.sidedata import Type
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from svdp_jax.media import tone
 from svdp_jax.media.filters import Chain, kind
@@ -15,6 +15,7 @@ from svdp_jax.media.images import check_pixels
 MAX_FRAME_PIXELS = 2 * 3840 * 2160  # 4K footage passes; a 261 KB file of 4096x4096 frames does not
 UNTAGGED = 2  # ffmpeg's number for colours that a file does not name
 AS_STORED = (1, 0), (0, 1)  # linear part of a display matrix
+QUARTER_TURNS = AS_STORED, ((0, -1), (1, 0)), ((-1, 0), (0, -1)), ((0, 1), (-1, 0))  # counterclockwise
 # FFmpeg's names of transpositions, by whether rows and columns then keep their directions.
 TRANSPOSE = {
     (True, True): "cclock_flip", (False, True): "clock", (True, False): "cclock", (False, False): "clock_flip",
@@ -43,7 +44,7 @@ class Display:
         untagged_hd = frame.colorspace == UNTAGGED and frame.height >= HD_HEIGHT
         form = "rgb24" if colours is None else tone.FORMAT
         if (width, height) == (frame.width, frame.height):
-            shown = self.reformatter.reformat(frame, format=form, src_colorspace="ITU709" if untagged_hd else None)
+            shown = self.reformatter.reformat(frame, format=form, src_colorspace=Colorspace.ITU709 if untagged_hd else None)
         else:
             # In the order of players, since chroma lies between pixels: turned, then stretched.
             size = f"{height}:{width}" if turned(linear) else f"{width}:{height}"
@@ -94,8 +95,7 @@ def matrix(frame) -> tuple[tuple[int, int], tuple[int, int]]:
     try:
         data = frame.side_data.get(Type.DISPLAYMATRIX)
     except ValueError:  # there is side data of a kind that this PyAV has no name for
-        turn = round(frame.rotation / 90) % 4
-        return AS_STORED, ((0, -1), (1, 0)), ((-1, 0), (0, -1)), ((0, 1), (-1, 0))[turn]
+        return QUARTER_TURNS[round(frame.rotation / 90) % 4]
     if data is None:
         return AS_STORED
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()

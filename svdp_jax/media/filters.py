@@ -15,8 +15,7 @@ class Chain:
     def __init__(self, like, *filters: tuple[str, str]):
         self.kind, self.times, self.count = kind(like), deque(), 0
         self.graph = graph = av.filter.Graph()
-        width, height, name = self.kind
-        last = graph.add_buffer(width=width, height=height, format=name, time_base=CLOCK)
+        last = graph.add_buffer(width=like.width, height=like.height, format=like.format, time_base=CLOCK)
         for part in [*(graph.add(*each) for each in filters), graph.add("buffersink")]:
             last.link_to(part)
             last = part
