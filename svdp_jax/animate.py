@@ -23,10 +23,12 @@ from svdp_jax.config import Sampling
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face
 from svdp_jax.faces.scene import CROPS
+from svdp_jax.files import apart
 from svdp_jax.media import credentials
 from svdp_jax.media.writer import leave
 from svdp_jax.toy import example
 
+MOST_GUIDANCE = 100
 # Options that `faces.scene.prepare` takes under the same names.
 FINDING = ("face", "driving_face", "source_crop", "driving_crop", "landmarks")
 
@@ -54,9 +56,9 @@ def main() -> None:
         help="the driver's landmarks in every frame instead of our own finder: .npy or .json of pixels "
         "(frames, points, 2), 68 (iBUG, dlib) or 468 or 478 (MediaPipe) points")  # fmt: skip
     add("--steps", type=positive, metavar="N", help="sampling steps (default: the checkpoint's)")
-    add("--guidance", type=float, nargs=3, metavar=("S", "D", "P"),
+    add("--guidance", type=strength, nargs=3, metavar=("S", "D", "P"),
         help="how strongly to follow source, driver and past frames (default: the checkpoint's)")  # fmt: skip
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     add("--sign", type=Path, nargs=2, metavar=("CHAIN", "KEY"),
         help="sign the result: certificates of the signer up to a root, and their private key, both PEM "
         "(pip install 'svdp_jax[sign]')")  # fmt: skip
@@ -77,6 +79,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def strength(text: str) -> float:
+    """A guidance scale; far outside these numbers a picture is black."""
+    if not abs(float(text)) <= MOST_GUIDANCE:
+        raise argparse.ArgumentTypeError(f"{text} is not between -{MOST_GUIDANCE} and {MOST_GUIDANCE}")
+    return float(text)
+
+
+def seed(text: str) -> int:
+    if not -(2**31) <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not between -2147483648 and 2147483647")
+    return int(text)
+
+
 def run(options: argparse.Namespace) -> None:
     if options.demo:
         with tempfile.TemporaryDirectory() as folder:
@@ -91,8 +106,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def animate(options: argparse.Namespace, source, driving, **finding) -> None:
-    animator = Animator.load(options.checkpoint)
     output = options.output or "demo.mp4"
+    apart(output, source, driving, options.landmarks, *(options.sign or ()))
+    animator = Animator.load(options.checkpoint)
     finish = credentials.signing(*options.sign, animator.provenance) if options.sign else leave
     scene = animator.save(
         output, source, driving, paste_back=options.paste_back, compare=options.compare,

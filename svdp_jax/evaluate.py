@@ -37,6 +37,7 @@ from svdp_jax.evaluation import measure, report, toy_score, unseen
 from svdp_jax.evaluation.clips import Folders, match
 from svdp_jax.evaluation.metrics import METRICS
 from svdp_jax.evaluation.reenact import BASELINES, PROTOCOLS, paired, reenact, trained
+from svdp_jax.files import apart
 
 BASELINE_SIZE = 512  # pixels of the crops of videos, where no model of ours is there to say
 
@@ -76,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
     if options.checkpoint and not options.data:
         return toy(options)
     output, calls = options.output or Path("evaluation"), measure.mesh(options.landmarks)
+    results = [text.rpartition("=")[2] for text in options.results or ()]
+    apart(output, options.reference, options.driving, options.source, options.data, options.checkpoint, *results)
     with report.whole(output) as partial:
         methods, refused = (given if options.results else generated)(options, partial)
         results = score(methods, refused, measure.load(options.weights) | calls, options.weights, partial)

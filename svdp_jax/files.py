@@ -38,6 +38,15 @@ def read_json(path: Path) -> dict:
         return {}
 
 
+def apart(output, *inputs) -> None:
+    """UserError where writing `output` would replace an input: the same file, by whatever name, or one in that folder."""
+    output = Path(output)
+    for given in (Path(path) for path in inputs if path is not None):
+        same = given.exists() and output.exists() and given.samefile(output)
+        if same or given.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"{output}: would replace the input {given}; give the output another name.")
+
+
 def remove(path: Path) -> None:
     """Removes a file or folder, if it is there; its name is gone at once, so that nobody finds half of it."""
     if not path.is_dir():

@@ -1,5 +1,6 @@
 """Pictures in and out, safe with any input file. Images are (h, w, 3) uint8 RGB throughout."""
 
+import io
 import os
 import struct
 import zlib
@@ -15,6 +16,13 @@ from svdp_jax.files import write_whole
 MAX_IMAGE_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 1 << 30  # more than that many pixels take as an uncompressed file
 SMALLEST_SHOWN = 256  # pixels
+ORIENTATION = 0x0112  # EXIF's tag
+# What is to be done with a picture for EXIF's number of its orientation.
+TURNS = {
+    1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1), 7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: np.rot90,
+}  # fmt: skip
+HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"}
 PNG_HEAD = 33  # bytes: signature and IHDR, after which text may stand
 
 
@@ -28,14 +36,33 @@ def read_image(path) -> np.ndarray:
         raise UserError(f"{path}: is larger than a picture may be; save it again as PNG or JPEG.")
     check_pixels(path, *_image_size(path), MAX_IMAGE_PIXELS)
     data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    own = bytes(data[:4]) in (b"\x89PNG", b"RIFF")  # OpenCV turns these in some versions only
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_IGNORE_ORIENTATION if own else 0))
     if image is None:
         raise UserError(f"{path}: damaged picture; save it again as PNG or JPEG.")
     layers = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data[0] != 0xFF else image
-    if layers.ndim == 3 and layers.shape[2] == 4 and layers.shape[:2] == image.shape[:2]:
+    if layers is not None and layers.ndim == 3 and layers.shape[2] == 4 and layers.shape[:2] == image.shape[:2]:
         alpha = layers[..., 3:] / np.float32(np.iinfo(layers.dtype).max)
         image = np.round(image * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    return image
+    return np.ascontiguousarray(TURNS[_orientation(data.tobytes())](image)) if own else image
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF's number, 1 to 8, of how a PNG or WebP file is to be turned; 1 where it does not say."""
+    png = data.startswith(b"\x89PNG")
+    at, order, name = (8, ">", b"eXIf") if png else (12, "<", b"EXIF")
+    while at + 8 <= len(data):
+        kind, length = (data[at + 4 : at + 8], data[at : at + 4]) if png else (data[at : at + 4], data[at + 4 : at + 8])
+        length = struct.unpack(order + "I", length)[0]
+        if kind == name:
+            exif = data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
+            try:
+                turn = _tags("<" if exif[:2] == b"II" else ">", io.BytesIO(exif), exif).get(ORIENTATION, 1)
+            except (struct.error, ValueError):
+                return 1
+            return turn if turn in TURNS else 1
+        at += 12 + length if png else 8 + length + length % 2
+    return 1
 
 
 def check_regular_file(path) -> None:
@@ -66,6 +93,10 @@ def _image_size(path) -> tuple[int, int]:
     with open(path, "rb") as file:
         head = file.read(32)
         reader = next((read for magic, read in IMAGE_HEADERS.items() if head.startswith(magic)), None)
+        if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+            raise UserError(
+                f"{path}: HEIC and AVIF are not read; convert it to JPEG first, as with ffmpeg or any photo program."
+            )
         try:
             if reader is None:
                 raise ValueError("unknown kind of file")
@@ -77,7 +108,10 @@ def _image_size(path) -> tuple[int, int]:
 def _jpeg_size(head, file):
     file.seek(2)
     while True:
-        marker, length = struct.unpack(">HH", file.read(4))
+        marker = struct.unpack(">H", file.read(2))[0]
+        while marker == 0xFFFF:  # any number of bytes 0xFF may stand before a marker
+            marker = 0xFF00 | file.read(1)[0]
+        length = struct.unpack(">H", file.read(2))[0]
         if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
             return struct.unpack(">xHH", file.read(5))[::-1]
         if marker < 0xFF01 or length < 2:
@@ -95,14 +129,19 @@ def _webp_size(head, file):
 
 
 def _tiff_size(head, file):
-    order = "<" if head[:2] == b"II" else ">"
+    tags = _tags("<" if head[:2] == b"II" else ">", file, head)
+    return tags[256], tags[257]
+
+
+def _tags(order: str, file, head: bytes) -> dict[int, int]:
+    """First values of the tags in a TIFF's, or EXIF's, first directory."""
     file.seek(struct.unpack(order + "I", head[4:8])[0])
     entries = struct.unpack(order + "H", file.read(2))[0]
     tags = {}
     for _ in range(entries):
         tag, kind, _, value = struct.unpack(order + "HHI4s", file.read(12))
         tags[tag] = struct.unpack_from(order + {3: "H", 4: "I"}.get(kind, "I"), value)[0]
-    return tags[256], tags[257]
+    return tags
 
 
 IMAGE_HEADERS: dict[bytes, Callable] = {

@@ -1,7 +1,8 @@
 """Reads videos: streaming, bounded memory, exact timing, safe with any input file.
 
 Local regular files of the formats in FORMATS are opened and nothing else: playlists, which name
-further files, and addresses are refused. Images are (h, w, 3) uint8 RGB throughout.
+further files, and addresses are refused. Images are (h, w, 3) uint8 RGB throughout, as players
+show them (`display`): the default track, upright, in square pixels and an ordinary screen's colours.
 """
 
 import contextlib
@@ -13,11 +14,13 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from svdp_jax.errors import UserError
+from svdp_jax.media.display import MAX_FRAME_PIXELS, Display, say
+from svdp_jax.media.filters import deinterlaced
 from svdp_jax.media.images import check_pixels, check_regular_file, resize
 
-MAX_FRAME_PIXELS = 2 * 3840 * 2160  # 4K footage passes; a 261 KB file of 4096x4096 frames does not
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf"
 OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_FRAME_PIXELS)}
 # Tags in another encoding are no reason to refuse a video; PyAV 19 knows that by itself.
@@ -29,7 +32,7 @@ RATES = [Fraction(n, d) for n in (24000, 30000, 60000, 120000) for d in (1000, 1
 
 
 class VideoInfo(NamedTuple):
-    """Facts of a video: upright size in stored pixels, frames that decode, seconds as fractions.
+    """Facts of a video: upright size in square pixels, frames that decode, seconds as fractions.
 
     A varying frame rate is given by its mean; `duration` is `frames / fps`, the last frame included.
     """
@@ -66,8 +69,8 @@ def probe(path) -> VideoInfo:
         first = next(_decode(path, container, stream), None)
         if first is None:
             raise UserError(f"{path}: no frame of it can be decoded; export the video again.")
-        height, width = _upright(first).shape[:2]
-        has_audio = bool(container.streams.audio)
+        width, height = Display(path, stream).size(first)
+        has_audio = track(container.streams.audio) is not None
         guess, clock = _nominal_rate(stream), stream.time_base
     ticks = _packet_ticks(path) or _frame_ticks(path)
     fps = _exact_rate(ticks, guess, clock)
@@ -82,11 +85,12 @@ def promised_frames(path) -> int:
 
 
 def read_frames(path, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
-    """Frames `start` to `stop` (exclusive) of the video, decoded one at a time, turned upright.
+    """Frames `start` to `stop` (exclusive) of the video, decoded one at a time, as players show them.
 
     Times rise strictly. They are those of a constant rate wherever the container's clock is too
     coarse to tell the difference, else the file's own. Frames that change size within the clip are
-    scaled to the first one's. A file cut off in the middle warns and ends early.
+    scaled to the first one's. A file cut off in the middle warns and ends early; a warning also says
+    what is shown otherwise than stored.
     """
     if isinstance(path, Clip):
         stretch = enumerate(path.images[start:stop], start)
@@ -94,20 +98,43 @@ def read_frames(path, start: int = 0, stop: int | None = None) -> Iterator[Frame
         return
     with opened(path) as (container, stream):
         rate, clock = _nominal_rate(stream), stream.time_base
+        display = Display(path, stream)
         first, previous, size = None, Fraction(-1), None
         index = -1
-        for index, frame in enumerate(_decode(path, container, stream)):
+        whole = deinterlaced(_decode(path, container, stream), lambda: say(path, ["deinterlaced"]))
+        for index, frame in enumerate(whole):
+            if index == 0:
+                say(path, _passed_over(container, stream) + display.changes(frame))
             first = frame.pts if first is None else first
             time = _time(frame.pts, first, index, rate, clock)
             previous = time if time > previous else previous + 1 / rate
             if stop is not None and index >= stop:
                 return
             if index >= start:
-                image = _upright(frame)
+                image = display.picture(frame)
                 size = size or image.shape[1::-1]
                 yield Frame(resize(image, size), previous)
     if index < 0:
         raise UserError(f"{path}: no frame of it can be decoded; export the video again.")
+
+
+def still(stream) -> bool:
+    """Whether a track of pictures is a cover or a row of thumbnails beside the video."""
+    return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image))
+
+
+def track(streams):
+    """The track that players choose: the first one marked default, else the first; None if none can be decoded."""
+    known = [stream for stream in streams if stream.codec_context is not None and not still(stream)]
+    return next((stream for stream in known if stream.disposition & Disposition.default), next(iter(known), None))
+
+
+def _passed_over(container, stream) -> list[str]:
+    """What is said of other tracks of pictures."""
+    others = [other for other in container.streams.video if other is not stream]
+    covers = sum(map(still, others))
+    found = ["without its cover picture"] if covers else []
+    return found + ([f"its default track of {len(others) - covers + 1}"] if len(others) > covers else [])
 
 
 @contextlib.contextmanager
@@ -123,8 +150,10 @@ def opened(path):
     with container:
         if not container.streams.video:
             raise UserError(f"{path}: holds no pictures, as it is cut off or only sound; give a whole video.")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
+        if all(map(still, container.streams.video)):
+            raise UserError(f"{path}: is sound with a cover picture; give a video, or the picture itself.")
+        stream = track(container.streams.video)
+        if stream is None:
             raise UserError(f"{path}: its pictures are in an unknown code; export it again as H.264 in mp4.")
         check_pixels(path, stream.codec_context.width, stream.codec_context.height, MAX_FRAME_PIXELS)
         yield container, stream
@@ -147,7 +176,8 @@ def packets_of(path, container, *streams) -> Iterator:
 def _decode(path, container, stream) -> Iterator:
     """Decoded frames; damaged packets are left out and, as an early end, warned about."""
     damaged, end = 0, Fraction(0)
-    for packet in packets_of(path, container, stream, *container.streams.audio[:1]):
+    sound = track(container.streams.audio)
+    for packet in packets_of(path, container, *filter(None, (stream, sound))):
         if packet.pts is not None:
             end = max(end, packet.pts * packet.time_base)
         if packet.stream is not stream:
@@ -164,20 +194,12 @@ def _decode(path, container, stream) -> Iterator:
         warnings.warn(message, stacklevel=2)
 
 
-def _upright(frame) -> np.ndarray:
-    """RGB picture with the rotation flag undone."""
-    # Untagged high-definition video is bt709 by convention; the decoder would assume bt601.
-    untagged_hd = frame.colorspace == 2 and frame.height >= 720
-    image = frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if untagged_hd else None)
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
-
-
 def read_sound(path, rate: int) -> np.ndarray:
     """The sound (n,) int16, mono, `rate` samples a second, from the first picture on; empty if there is none."""
     with opened(path) as (container, stream):
-        if not container.streams.audio:
+        sound, blocks, first = track(container.streams.audio), [], None
+        if sound is None:
             return np.zeros(0, np.int16)
-        sound, blocks, first = container.streams.audio[0], [], None
         resampler = av.AudioResampler("s16", "mono", rate)
         for packet in packets_of(path, container, sound):
             with contextlib.suppress(av.InvalidDataError):

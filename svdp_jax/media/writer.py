@@ -18,8 +18,9 @@ import av.filter
 import numpy as np
 
 from svdp_jax.errors import UserError
+from svdp_jax.files import apart
 from svdp_jax.media.images import write_image
-from svdp_jax.media.video import opened, packets_of
+from svdp_jax.media.video import opened, packets_of, track
 
 MP4_AUDIO = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 MP4_CLOCK = 90_000  # ticks per second, at least
@@ -70,6 +71,7 @@ class VideoWriter:
             raise UserError(f"{path}: is a folder; choose another name.")
         if not os.access(parent, os.W_OK):
             raise UserError(f"{path}: the folder {parent} cannot be written; choose another.")
+        apart(self.target, audio_from)
         self.fps = Fraction(fps).limit_denominator(10_000)
         self.audio_from, self.metadata, self.finish = audio_from, metadata or {}, finish
         self.make = WRITERS[kind]
@@ -151,9 +153,9 @@ class _Audio:
         self.opened = contextlib.ExitStack()
         source, video = self.opened.enter_context(opened(path))
         self.origin = (video.start_time or 0) * video.time_base
-        if not source.streams.audio:
+        self.input = track(source.streams.audio)
+        if self.input is None:
             return
-        self.input = source.streams.audio[0]
         self.copied = self.input.codec_context.codec.canonical_name in MP4_AUDIO
         if self.copied:
             self.output = container.add_stream_from_template(self.input)

@@ -22,7 +22,11 @@ from svdp_jax.errors import UserError
 from svdp_jax.media import video
 from svdp_jax.media.images import read_image, resize
 
-SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg"}
+# What files of the formats that `video` opens are called.
+SUFFIXES = {
+    ".mp4", ".mov", ".m4v", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".gif", ".flv", ".ogv",
+    ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
+}  # fmt: skip
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 PICTURE_RATE = Fraction(25)  # frames per second of a folder of pictures
 UPLOADERS = "the videos belong to their uploaders; the list gives no licence for them"

@@ -1,0 +1,34 @@
+"""What a user gives is never replaced by what is made of it."""
+
+import os
+
+import pytest
+
+from svdp_jax import animate
+from svdp_jax.errors import UserError
+from svdp_jax.files import apart
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "link.mp4", "hard.mp4", "folder/../a.mp4", "."])
+def test_an_output_that_is_an_input_is_refused(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.mp4").write_bytes(b"the user's")
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    os.link(tmp_path / "a.mp4", tmp_path / "hard.mp4")
+    with pytest.raises(UserError, match="would replace the input"):
+        apart(tmp_path / name, None, tmp_path / "a.mp4")
+    apart(tmp_path / "b.mp4", tmp_path / "a.mp4", tmp_path)
+
+
+@pytest.mark.parametrize("given", ["--output=clip.mp4", "--guidance=inf", "--guidance=nan", "--seed=99999999999999999999"])
+def test_animate_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"the user's")
+    extra = ["--guidance", given.split("=")[1], "1", "1"] if "guidance" in given else [given]
+    arguments = ["animate", "--source", "a.png", "--driving", "./clip.mp4", "--output", "o.mp4", *extra]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as left:
+        animate.main()
+    assert left.value.code == 2 and (tmp_path / "clip.mp4").read_bytes() == b"the user's"
+    said = capsys.readouterr().err
+    assert ("would replace" if "output" in given else "is not between") in said
