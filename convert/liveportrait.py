@@ -40,7 +40,7 @@ RULES = (
 
 
 def rename(tensors: list[Tensor]) -> list[Tensor]:
-    """Our names; spectral norm folded into the weights; without the counters of training."""
+    """Our names; spectral norm folded into the weights."""
     tensors = [replace(t, name=our_name(t.name)) for t in tensors]
     named, folded = {t.name: t for t in tensors}, []
     for layer in (name.removesuffix("weight_orig") for name in named if name.endswith(".weight_orig")):
@@ -48,7 +48,7 @@ def rename(tensors: list[Tensor]) -> list[Tensor]:
         if len(parts) == len(SPECTRAL):
             folded.append(fold(layer + "weight", *parts))
             tensors = [t for t in tensors if t not in parts]
-    return folded + [t for t in tensors if not t.name.endswith(".num_batches_tracked")]
+    return folded + tensors
 
 
 def our_name(name: str) -> str:

@@ -1,7 +1,9 @@
 """The tables of the networks that metrics use: LPIPS, I3D, ArcFace, SyncNet."""
 
 import re
+from functools import partial
 
+from convert.metric_files import CONVS, i3d_names, lpips_files
 from convert.rules import Layout, Network, Rule, linear
 from convert.tensors import Tensor
 from svdp_jax.errors import UserError
@@ -21,8 +23,7 @@ def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
     return tuple(Rule(rf"{source}\.{theirs}", f"{target}.{ours}") for theirs, ours in names.items())
 
 
-# Places of the convolutions in torchvision's `features` and in SyncNet's two towers.
-CONVS = {"alex": (0, 3, 6, 8, 10), "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
+# Places of the convolutions in SyncNet's two towers.
 TOWER = (0, 4, 8, 11, 14, 18)
 
 
@@ -33,10 +34,11 @@ def lpips_rules(net: str) -> tuple[Rule, ...]:
 
 
 I3D_RULES = (
-    Rule(r"(.*)\.conv3d\.weight", r"\1.conv3d.kernel", KERNEL),
-    *batch_norm(r"(.*\.bn)", r"\1"),
+    # The first rule that fits is taken, and the last layer has a convolution's name.
     Rule(r"logits\.conv3d\.weight", "logits.kernel", "o i 1 1 1 -> i o"),
     Rule(r"logits\.conv3d\.bias", "logits.bias"),
+    Rule(r"(.*)\.conv3d\.weight", r"\1.conv3d.kernel", KERNEL),
+    *batch_norm(r"(.*\.bn)", r"\1"),
 )
 ARCFACE_RULES = (
     Rule(r"(.*conv\d)\.weight", r"\1.kernel", KERNEL),
@@ -56,14 +58,8 @@ SYNCNET_RULES = (
 )
 
 
-def trunk_only(tensors: list[Tensor]) -> list[Tensor]:
-    """Without the classifier that the trunk was trained with."""
-    return [t for t in tensors if not t.name.startswith("trunk.classifier.")]
-
-
-def weights_only(tensors: list[Tensor]) -> list[Tensor]:
-    """Without the norms' counts of training batches."""
-    return [t for t in tensors if not t.name.endswith(".num_batches_tracked")]
+def as_they_are(tensors: list[Tensor]) -> list[Tensor]:
+    return tensors
 
 
 def rows(tensors: dict[str, Tensor], name: str) -> int:
@@ -85,14 +81,13 @@ def arcface_layout(config: ArcFaceConfig) -> Layout:
     return Layout(ARCFACE_RULES, axes={"y": config.size // 16, "x": config.size // 16})
 
 
-def lpips(net: str, trunk: str) -> Network:
-    """trunk: the file of torchvision that its convolutions come from."""
+def lpips(net: str) -> Network:
     return Network(
         name=f"lpips_{net}",
         folder=f"lpips_{net}",
         file="",
-        parts={trunk: "trunk", f"{net}.pth": "heads"},
-        rename=trunk_only,
+        choose=partial(lpips_files, net),
+        rename=as_they_are,
         read_config=lambda tensors, source: LPIPSConfig(net, rows(tensors, "trunk.features.0.weight")),
         write_config=None,
         layout=lambda config: Layout(lpips_rules(net)),
@@ -100,12 +95,12 @@ def lpips(net: str, trunk: str) -> Network:
     )
 
 
-LPIPS_ALEX, LPIPS_VGG = lpips("alex", "alexnet-owt-7be5be79.pth"), lpips("vgg", "vgg16-397923af.pth")
+LPIPS_ALEX, LPIPS_VGG = lpips("alex"), lpips("vgg")
 I3D_NETWORK = Network(
     name="i3d",
     folder="i3d",
     file="model.safetensors",
-    rename=weights_only,
+    rename=i3d_names,
     read_config=lambda tensors, source: I3DConfig(
         rows(tensors, "logits.conv3d.weight"), rows(tensors, "Conv3d_1a_7x7.conv3d.weight")
     ),
@@ -114,11 +109,12 @@ I3D_NETWORK = Network(
     build=I3D,
 )
 ARCFACE = I3D_NETWORK._replace(
-    name="arcface", folder="arcface", read_config=arcface_config, layout=arcface_layout, build=ArcFace
+    name="arcface", folder="arcface", rename=as_they_are, read_config=arcface_config, layout=arcface_layout, build=ArcFace
 )
 SYNCNET = I3D_NETWORK._replace(
     name="syncnet",
     folder="syncnet",
+    rename=as_they_are,
     read_config=lambda tensors, source: SyncNetConfig(rows(tensors, "netcnnaud.0.weight"), rows(tensors, "netfcaud.3.weight")),
     layout=lambda config: Layout(SYNCNET_RULES),
     build=SyncNet,

@@ -28,6 +28,9 @@ NETWORKS: dict[str, dict[str, Network]] = {
     "svdp": {"": VIDEO_MODEL},
     "vae": {"": VAE},
     "text": TEXT,
+    "clip_l": {"": CLIP_L},
+    "clip_g": {"": CLIP_G},
+    "t5": {"": T5},
     "liveportrait": {"": LIVEPORTRAIT},
     "lpips_alex": {"": LPIPS_ALEX},
     "lpips_vgg": {"": LPIPS_VGG},
@@ -54,6 +57,7 @@ class Row(NamedTuple):
 def forward(src: Path, out: Path, network: Network, dtype: str | None, nonfinite: bool) -> Row:
     """A checkpoint at `src` to a weights folder `out`."""
     source = sources.find(src, network)
+    print(*(f"{network.folder}: {line}" for line in source.left), sep="\n", end="\n" * bool(source.left))
     config, params = gather(source, network, dtype, nonfinite)
     row = summary(network, params.arrays, params.checksum)
     room(out, row.bytes)

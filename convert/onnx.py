@@ -54,7 +54,10 @@ def read(path: Path) -> tuple[list[Node], dict[str, Tensor]]:
             weights = [weight(path, data, span) for span in values(data, graphs[0], GRAPH_WEIGHT)]
     except (Broken, ValueError, IndexError, TypeError) as error:
         raise UserError(f"{path} is not an ONNX file that can be read ({error}).") from None
-    return nodes, {tensor.name: tensor for tensor in weights if tensor}
+    named = {tensor.name: tensor for tensor in weights if tensor}
+    for same in (n for n in nodes if n.kind == "Identity" and n.inputs[0] in named):  # how exporters share a weight
+        named[same.outputs[0]] = named[same.inputs[0]]
+    return nodes, named
 
 
 def fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, int | Span]]:

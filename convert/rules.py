@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from einops import rearrange
 from flax import nnx
 from tqdm import tqdm
 
-from convert.tensors import CODES, Tensor
+from convert.tensors import BECOMES, CODES, Tensor
 from svdp_jax.errors import UserError
 from svdp_jax.weights.checkpoint import named
 
@@ -135,7 +136,8 @@ class Network(NamedTuple):
     source's config.json (or {}) to our config. write_config: the reverse; None where
     there is no way back. extra: a second file (and .json) next to the folder, whose names
     and config get that prefix. parts: for a network in several files, the prefix that the
-    names in each get.
+    names in each get. choose: picks what is the network's from all files of a folder. alone: how
+    the network's file begins where it lies beside others.
     """
 
     name: str
@@ -148,6 +150,8 @@ class Network(NamedTuple):
     build: Callable[[Any, nnx.Rngs], nnx.Module]
     extra: str = ""
     parts: dict[str, str] = {}
+    choose: Callable[[Path, dict[Path, list[Tensor]]], list[Tensor]] | None = None
+    alone: str = ""
 
 
 class Params(NamedTuple):
@@ -226,9 +230,15 @@ def match(layout: Layout, structs: dict, tensors: list[Tensor]) -> dict[Place, t
             for t in found[place]
             if t.shape != want.shape
         ]
+        faults += [f"unread dtype: {t.name} is {t.dtype}; take a file in fp16 or bf16" for t in found[place] if unread(t)]
     if faults:
         raise UserError("\n  ".join([f"{len(faults)} faults, nothing was written:", *faults]))
     return {place: (found[place][0], want.pattern) for place, want in wants.items()}
+
+
+def unread(tensor: Tensor) -> bool:
+    """Whether it is of a dtype that weights are not stored in."""
+    return tensor.dtype not in CODES and tensor.dtype not in BECOMES
 
 
 def nearest(name: str, candidates: list[str]) -> str:
@@ -246,7 +256,7 @@ def gather(layout: Layout, structs: dict, tensors: list[Tensor], dtype: str | No
     arrays, checksum = {}, Checksum()
     with tqdm(total=len(tensors), desc="reading", unit="tensor") as bar:
         for path, layers in sources.items():
-            kind = np.dtype(dtype) if dtype else widest({t.dtype for _, t, _ in layers})
+            kind = np.dtype(dtype) if dtype else widest({BECOMES.get(t.dtype, t.dtype) for _, t, _ in layers})
             array = np.empty(structs[path].shape, kind)
             for layer, tensor, pattern in layers:
                 raw = cast(tensor.name, tensor.read(), kind, nonfinite)
@@ -263,9 +273,7 @@ def widest(kinds: set[np.dtype]) -> np.dtype:
 
 
 def cast(name: str, array: np.ndarray, kind: np.dtype, nonfinite: bool) -> np.ndarray:
-    """The array as `kind`. Raises UserError if it was no weight, or then is not finite."""
-    if array.dtype not in CODES:
-        raise UserError(f"{name} is {array.dtype}; weights must be floating-point numbers.")
+    """The array as `kind`. Raises UserError if it then is not finite."""
     with np.errstate(over="ignore"):  # what overflows is found below
         array = np.ascontiguousarray(array.astype(kind, copy=False))
     mask = EXPONENT[kind.name]

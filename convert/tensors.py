@@ -14,13 +14,18 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from einops import rearrange
 from tqdm import tqdm
 
 from svdp_jax.errors import UserError
 
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-OTHERS = {"F64": np.dtype(np.float64), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "U8": np.dtype(np.uint8)}
-DTYPES = FLOATS | OTHERS
+NARROW = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
+EIGHT_BITS = set(NARROW.values())
+INTEGERS = {f"{sign}{8 * size}": np.dtype(f"{sign.lower()}{size}") for sign in "IU" for size in (1, 2, 4, 8)}
+DTYPES = FLOATS | NARROW | INTEGERS | {"F64": np.dtype(np.float64), "BOOL": np.dtype(np.bool_)}
+# What weights become where no dtype is asked for: nothing is computed in float8 here, and bfloat16 holds all its values.
+BECOMES = dict.fromkeys(NARROW.values(), np.dtype(ml_dtypes.bfloat16)) | {np.dtype(np.float64): np.dtype(np.float32)}
 CODES = {dtype: code for code, dtype in FLOATS.items()}
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the format's own library
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -28,15 +33,23 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file, read only when asked for. `spans` are its byte ranges, in order."""
+    """A tensor in a file, read only when asked for.
+
+    spans: its byte ranges, in order. dtype: the name of one that cannot be read stays text. scale: what its float8
+    numbers are multiplied by, one for all or one a row.
+    """
 
     name: str
     file: Path
-    dtype: np.dtype
+    dtype: np.dtype | str
     shape: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    scale: "Tensor | None" = None
 
     def read(self) -> np.ndarray:
+        """Its numbers; those of float8 as float32, scaled. UserError where they cannot be had."""
+        if isinstance(self.dtype, str):
+            raise UserError(f"{self.file} stores {self.name} as {self.dtype}; only {', '.join(DTYPES)} are read.")
         buffer = np.empty(sum(end - start for start, end in self.spans), np.uint8)
         done = 0
         with open(self.file, "rb", buffering=0) as file:
@@ -47,7 +60,11 @@ class Tensor:
                     if not count:
                         raise UserError(f"{self.file} ends inside tensor {self.name}.")
                     start, done = start + count, done + count
-        return buffer.view(self.dtype).reshape(self.shape)
+        array = buffer.view(self.dtype).reshape(self.shape)
+        if self.dtype not in EIGHT_BITS:
+            return array
+        array = array.astype(np.float32)
+        return array if self.scale is None else array * self.scale.read().reshape(-1, *(1,) * (array.ndim - 1)).astype(np.float32)
 
     def parts(self, which: tuple[int, ...], of: int) -> "Tensor":
         """The chosen ones, in that order, of `of` equal parts along the first axis."""
@@ -55,8 +72,10 @@ class Tensor:
             raise UserError(f"{self.name} of shape {self.shape} has no {of} equal parts of rows.")
         start, end = self.spans[0]
         size = (end - start) // of
+        each_row = self.scale and self.scale.shape[:1] == self.shape[:1]
         return replace(
             self,
+            scale=self.scale.parts(which, of) if each_row else self.scale,
             shape=(self.shape[0] // of * len(which), *self.shape[1:]),
             spans=tuple((start + i * size, start + (i + 1) * size) for i in which),
         )
@@ -70,6 +89,35 @@ class Derived:
     dtype: np.dtype
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+
+
+SCALES = ("scale_weight", "weight_scale")  # beside a `weight`, in older and newer files
+
+
+def scaled(tensors: list[Tensor | Derived]) -> list[Tensor | Derived]:
+    """The tensors, those of float8 with the scale that stands beside them, if any."""
+    named = {t.name: t for t in tensors}
+    scales = {
+        base + "weight": t for name, t in named.items() for suffix in SCALES if (base := name.removesuffix(suffix)) != name
+    }
+    used = {scales[t.name].name: t.name for t in tensors if t.dtype in EIGHT_BITS and t.name in scales}
+    for name, of in used.items():
+        if math.prod(named[name].shape) not in (1, named[of].shape[0]):
+            raise UserError(f"{name} of shape {named[name].shape} is no scale of {of}, {named[of].shape}; take the fp16 file.")
+    return [replace(t, scale=scales[t.name]) if t.name in used.values() else t for t in tensors if t.name not in used]
+
+
+def permuted(tensor: Tensor | Derived, name: str, axes: str) -> Derived:
+    """The tensor under another name, its axes rearranged by an einops pattern."""
+    source, target = axes.split(" -> ")
+    sizes = dict(zip(source.split(), tensor.shape, strict=True))
+    shape = tuple(sizes[axis] for axis in target.split())
+    return Derived(name, tensor.dtype, shape, lambda: rearrange(tensor.read(), axes))
+
+
+def filled(name: str, like: Tensor | Derived, value: float) -> Derived:
+    """A constant of another tensor's shape."""
+    return Derived(name, like.dtype, like.shape, lambda: np.full(like.shape, value, BECOMES.get(like.dtype, like.dtype)))
 
 
 def read_header(path: Path) -> list[Tensor]:
@@ -106,15 +154,14 @@ def unique(pairs: list, path: Path) -> dict:
 def tensor(path: Path, base: int, name: str, dtype: str, shape: list, data_offsets: list) -> Tensor:
     if not NAME.fullmatch(name) or ".." in name:
         raise UserError(f"{path} names a tensor {name!r}, which no network has; it is refused.")
-    if dtype not in DTYPES:
-        raise UserError(f"{path} stores {name} as {dtype}; only {', '.join(DTYPES)} are read.")
     start, end = data_offsets
     numbers = (*shape, start, end)
-    if not all(isinstance(n, int) and n >= 0 for n in numbers):
+    if not all(isinstance(n, int) and n >= 0 for n in numbers) or end < start:
         raise UserError(f"{path} is broken: {name} has the impossible shape or place {numbers}.")
-    if end - start != math.prod(shape) * DTYPES[dtype].itemsize:
+    kind = DTYPES.get(dtype, str(dtype))  # one of another network's tensors is no reason to refuse the file
+    if isinstance(kind, np.dtype) and end - start != math.prod(shape) * kind.itemsize:
         raise UserError(f"{path} is broken: the bytes of {name} do not fit its shape {shape}.")
-    return Tensor(name, path, DTYPES[dtype], tuple(shape), ((base + start, base + end),))
+    return Tensor(name, path, kind, tuple(shape), ((base + start, base + end),))
 
 
 def write(path: Path, outputs: list) -> None:

@@ -277,7 +277,7 @@ def entry(start=0, end=4, shape=(1,), dtype="F32"):
         ({"a": entry(shape=(1 << 62, 1 << 62))}, "do not fit its shape"),
         ({"a": entry(), "b": entry(2, 6)}, "overlaps"),
         ({"a": entry(8, 12)}, "cut off"),
-        ({"a": entry(dtype="F8")}, "only F32"),
+        ({"a": entry(4, 0, shape=(0,), dtype="F4")}, "impossible"),
         ({"a": {"dtype": "F32"}}, "broken safetensors header"),
         ({"a": 1}, "broken safetensors header"),
         (b'{"a": 1, "a": 2}', "twice"),
@@ -288,6 +288,23 @@ def entry(start=0, end=4, shape=(1,), dtype="F32"):
 def test_hostile_headers(tmp_path, header, complaint):
     with pytest.raises(UserError, match=complaint):
         tensors.read_header(raw(tmp_path / "x.safetensors", header, b"\0" * 8))
+
+
+def test_a_dtype_that_cannot_be_read_is_refused_where_it_is_needed(tmp_path, source):
+    path = source / "transformer" / SD35.file
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    header["text_encoders.t5xxl.transformer.shared.weight"] = header[TO_Q] | {"dtype": "F4"}
+    last = max(e["data_offsets"][1] for name, e in header.items() if name != "__metadata__")
+    header["text_encoders.t5xxl.transformer.shared.weight"]["data_offsets"] = [last, last + 4]
+    raw(path, header, path.read_bytes()[8 + length :] + b"1234")
+    prefixed = [t for t in tensors.read_header(path) if t.dtype == "F4"]
+    with pytest.raises(UserError, match="as F4; only F32"):
+        prefixed[0].read()
+    header[TO_Q]["dtype"] = "F4"
+    raw(path, header, path.read_bytes()[-last - 4 :])
+    with pytest.raises(UserError, match=f"unread dtype: {TO_Q} is F4; take a file in fp16"):
+        networks.read(source, SD35, None, False)
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
