@@ -37,7 +37,7 @@ HARMLESS = {
     r"(.*\.)?scaled_fp8": "a mark of float8 files",
     r"(.*\.)?(scale_input|input_scale|comfy_quant)": "how activations are held in 8 bits",
     r"model_ema\..*": "a second copy of the weights",
-    r"beside\..*": "what lies beside the weights, such as an optimiser's state",
+    r"(.*\.)?beside\..*": "what lies beside the weights, such as an optimiser's state",
     r"loss\..*": "a network of training",
     r"trunk\.classifier\..*": "the classifier that a trunk was trained with",
 }
