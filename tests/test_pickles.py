@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import pickles
+from convert import pickles, unpickle
 from svdp_jax.errors import UserError
 
 
@@ -283,3 +284,190 @@ def test_big_endian_and_other_archives(tmp_path):
         file.writestr("folder/readme.txt", "not weights")
     with pytest.raises(UserError, match="without a data.pkl"):
         pickles.read(tmp_path / "y.pth")
+
+
+# Each allowance has a hostile twin
+
+
+def program(*parts, end=b"."):
+    """A pickle of protocol 2 put together by hand."""
+    return b"\x80\x02" + b"".join(parts) + end
+
+
+def word(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def name(path):
+    return b"c" + "\n".join(path.split(" ")).encode() + b"\n"
+
+
+def state(shape=b"K\x02\x85", code=b"f4", order=b"<", data=bytes(8), kind="numpy ndarray", built=True):
+    """A dictionary with one array of NumPy."""
+    dtype = (
+        name("numpy dtype")
+        + word(code.decode())
+        + b"\x89\x88\x87R(K\x03"
+        + word(order.decode())
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
+    made = name("numpy.core.multiarray _reconstruct") + name(kind) + b"K\x00\x85C\x01b\x87R"
+    filled = b"(K\x01" + shape + dtype + b"\x89C" + struct.pack("<B", len(data)) + data + b"tb"
+    return b"}" + word("a") + made + (filled if built else b"") + b"s"
+
+
+def test_an_array_by_hand_is_read(tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(program(state(data=struct.pack("<ff", 1, 2))))
+    (found,) = pickles.read(tmp_path / "x.ckpt")
+    np.testing.assert_array_equal(found.read(), np.float32([1, 2]))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_arrays_as_numpy_pickles_them(tmp_path, order, protocol):
+    arrays = {
+        "a": np.asarray(np.arange(6, dtype=np.float32).reshape(2, 3), order=order),
+        "b/c": {"d": np.ones((2, 2), np.float16)},
+    }
+    (tmp_path / "x.ckpt").write_bytes(pickle.dumps(arrays, protocol))
+    found = {t.name: t.read() for t in pickles.read(tmp_path / "x.ckpt")}
+    np.testing.assert_array_equal(found["a"], arrays["a"])
+    np.testing.assert_array_equal(found["b.c.d"], 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (state(code=b"O8"), "no plain numbers"),
+        (state(code=b"V8"), "no plain numbers"),
+        (state(order=b">"), "big-endian"),
+        (state(shape=b"K\x03\x85"), "do not fit"),
+        (state(shape=b"J\xff\xff\xff\xff\x85"), "no shape, dtype and bytes"),
+        (state(kind="numpy matrix"), "would call 'numpy.matrix'"),
+        (state(kind="os system"), "would call 'os.system'"),
+        (state(built=False), "without a state"),
+        (b"}" + word("a") + name("numpy.core.multiarray scalar") + b"s", "would call 'numpy.core.multiarray.scalar'"),
+        (b"K\x05", "a pickle of something else"),
+    ],
+)
+def test_arrays_that_are_more_than_numbers(tmp_path, content, complaint):
+    (tmp_path / "x.ckpt").write_bytes(program(content))
+    with pytest.raises(UserError, match=complaint):
+        pickles.read(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (name("collections OrderedDict") + b"](](K\x01ee\x85R", "no pairs"),
+        (name("collections OrderedDict") + word("ab") + b"\x85R", "no pairs"),
+        (name("collections OrderedDict") + b"](](K\x01\x85K\x02ee\x85R", "no names"),
+        (
+            name("collections OrderedDict") + b"](](" + word("a") + name("os system") + word("true") + b"\x85Ree\x85R",
+            "would call 'os.system'",
+        ),
+        (name("torch._utils _rebuild_tensor_v3") + name("torch complex64"), "would call 'torch.complex64'"),
+        (name("os system") + b")\x81", "would call 'os.system'"),
+        (name("__torch__x Net") + b")\x81", "would call '__torch__x.Net'"),
+        (name("collections OrderedDict") + b")\x81", "would make an object of 'collections.OrderedDict'"),
+        (name("__torch__.m Net") + b"K\x01\x85\x81", "would make an object of '__torch__.m.Net'"),
+        (name("__torch__.m Net") + b")R", "would call '__torch__.m.Net'"),
+        (name("__torch__.m Net") + b")\x81K\x01b", "without attributes"),
+        (name("torch FloatStorage") + b")R", "would call 'torch.FloatStorage'"),
+        (name("numpy ndarray") + b")R", "would call 'numpy.ndarray'"),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_what_looks_like_an_allowance(tmp_path, content, complaint, old):
+    path = tmp_path / "x.pth"
+    if old:
+        path.write_bytes(b"".join([*(dumped(part) for part in (pickles.MAGIC, 1001, {})), program(content), dumped([])]))
+    else:
+        archive(path, program(content))
+    with pytest.raises(UserError, match=complaint):
+        pickles.read(path)
+
+
+@pytest.mark.parametrize("call", unpickle.CALLS)
+def test_no_call_makes_its_arguments_run(tmp_path, call):
+    marker = tmp_path / "marker"
+    argument = name("os system") + word(f"touch {marker}") + b"\x85R"
+    with pytest.raises(UserError, match="would call 'os.system'"):
+        pickles.read(archive(tmp_path / "x.pth", program(name(call), argument, b"\x85R")))
+    assert not marker.exists()
+
+
+def referred(path, function, arguments, reference):
+    """A file of one tensor that `function` makes of a storage and arguments."""
+    stand = Stand()
+    tail = dumped({"a": Global(function, stand, *arguments)}, references=[(stand, reference)])
+    return archive(path, tail, {"0": np.arange(4, dtype=np.float32).tobytes()})
+
+
+@pytest.mark.parametrize(
+    ("view", "complaint"),
+    [((1, 2), None), ((3, 2), "leaves the one"), ((-1, 2), "leaves the one"), ((0, 1 << 62), "leaves the one")],
+)
+def test_a_storage_within_another(torch, tmp_path, view, complaint):
+    """As files of before PyTorch 0.4 have them."""
+    reference = ("storage", torch.FloatStorage, "0", "cpu", 4, ("v", *view))
+    path = referred(tmp_path / "x.pth", torch._utils._rebuild_tensor, (0, (2,), (1,)), reference)
+    if complaint is None:
+        np.testing.assert_array_equal(pickles.read(path)[0].read(), [1, 2])
+        return
+    with pytest.raises(UserError, match=complaint):
+        pickles.read(path)
+
+
+@pytest.mark.parametrize("arguments", [(3, (2,), (1,)), (0, (5,), (1,)), (-1, (1,), (1,)), (0, (2,), (-1,))])
+def test_a_tensor_of_the_first_version_stays_in_its_storage(torch, tmp_path, arguments):
+    reference = ("storage", torch.FloatStorage, "0", "cpu", 4)
+    with pytest.raises(UserError, match="leaves its storage|no sizes"):
+        pickles.read(referred(tmp_path / "x.pth", torch._utils._rebuild_tensor, arguments, reference))
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "complaint"),
+    [
+        ("UntypedStorage", (0, (16,), (1,)), None),
+        ("UntypedStorage", (0, (17,), (1,)), "leaves its storage"),
+        ("FloatStorage", (0, (2,), (1,)), "none of weights"),
+    ],
+)
+def test_float8(torch, tmp_path, kind, arguments, complaint):
+    storage = getattr(torch, kind, None) or getattr(torch.storage, kind)
+    reference = ("storage", storage, "0", "cpu", 16)
+    more = (*arguments, False, OrderedDict(), torch.float8_e4m3fn)
+    path = referred(tmp_path / "x.pth", torch._utils._rebuild_tensor_v3, more, reference)
+    if complaint is None:
+        assert pickles.read(path)[0].dtype.name == "float8_e4m3fn"
+        return
+    with pytest.raises(UserError, match=complaint):
+        pickles.read(path)
+
+
+def test_the_code_of_torchscript_is_not_looked_at(tmp_path):
+    path = archive(tmp_path / "x.pt", dumped({}))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/code/__torch__.py", bytes(1 << 26))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"archive/code/__torch__.py") + len("archive/code/__torch__.py")
+    content[at : at + 100] = bytes(100)  # it could not even be unpacked
+    path.write_bytes(content)
+    assert pickles.read(path) == []
+
+
+def test_what_a_file_is_and_which_to_take(torch, tmp_path):
+    module = torch.nn.Linear(2, 2)
+    torch.save(module, tmp_path / "whole.pth")
+    with pytest.raises(UserError, match="take a file of weights alone, such as a state_dict"):
+        pickles.read(tmp_path / "whole.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.freeze(torch.jit.script(module.eval())).save(tmp_path / "frozen.pt")
+    with pytest.raises(UserError, match="frozen TorchScript, whose weights have no names; take"):
+        pickles.read(tmp_path / "frozen.pt")
+    with tarfile.open(tmp_path / "x.ckpt", "w:gz") as file:
+        file.add(tmp_path / "whole.pth", "whole.pth")
+    with pytest.raises(UserError, match="it is packed, so unpack it"):
+        pickles.read(tmp_path / "x.ckpt")
