@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -178,7 +178,7 @@ def read_json(path: Path) -> dict:
     return result
 
 
-def local(src: str, folders: list[str]) -> Path:
+def local(src: str, folders: Iterable[str]) -> Path:
     """SRC itself if it exists, or the weights of the installed package of that name; else what the hub
     has of these folders of a pipeline."""
     path = Path(src)

@@ -9,6 +9,7 @@ NumPy the record of what it would hold.
 
 import math
 import pickletools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -181,7 +182,7 @@ def dtype(code: str, *_) -> Dtype:
     return Dtype(code)
 
 
-CALLS = {
+CALLS: dict[str, Callable] = {
     "collections OrderedDict": ordered,
     "torch._utils _rebuild_tensor": rebuild,
     "torch._utils _rebuild_tensor_v2": rebuild,
@@ -266,10 +267,10 @@ def taken(stack: list, count: int) -> tuple:
 
 
 def since_mark(stack: list) -> tuple:
-    count = next((n for n in range(len(stack)) if stack[-1 - n] is MARK), None)
-    items = taken(stack, count)  # a TypeError where there is no mark
-    stack.pop()
-    return items
+    items = []
+    while (item := stack.pop()) is not MARK:  # an IndexError where there is none
+        items.append(item)
+    return tuple(reversed(items))
 
 
 def put(target: dict, items: tuple) -> None:
@@ -296,7 +297,7 @@ CONSTANTS = {
     "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
 }  # fmt: skip
 PUT, GET = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"BINGET", "LONG_BINGET"}
-STEPS = {
+STEPS: dict[str, Callable[[list, Any], None]] = {
     "GLOBAL": name,
     "STACK_GLOBAL": lambda stack, _: name(stack, " ".join(map(text, taken(stack, 2)))),
     "REDUCE": call,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 from convert import single_file
 from convert.rules import Layout, Network, Rule, linear, norm
