@@ -4,6 +4,7 @@ import json
 import sys
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from conftest import REAL, tiny_model
@@ -13,7 +14,7 @@ from torch_reference import library
 import convert.__main__ as command
 from svdp_jax import config as configs, evaluate, prepare
 from svdp_jax.errors import UserError
-from svdp_jax.evaluation import clips, measure, metrics, reenact, report, unseen
+from svdp_jax.evaluation import clips, coding, measure, metrics, reenact, report, unseen
 from svdp_jax.faces import face, masks
 from svdp_jax.media import video
 from svdp_jax.media.images import resize
@@ -186,8 +187,49 @@ def test_same_videos_are_perfect_on_all_and_blurred_ones_on_none(weights, talkin
     text = (tmp_path / "out" / "report.html").read_text()
     assert "&lt;clip&gt;" in text and "<clip>" not in text and text.count("<svg") > 8
     assert video.probe(tmp_path / "out/videos/soft/<clip>.mp4").frames == 32
-    assert "| PSNR ↑ | 100 dB |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| PSNR ↑ | 100 dB |" in said
+    assert "same: 32 of 32 frames equal the reference; their PSNR is infinite and enters the mean as 100 dB." in said
+    assert "soft: FVD is of 2 windows in 6 dimensions, too few to estimate it" in said and "soft: 32 of 32" not in said
+    assert same["metrics"]["FVD"]["samples"] == 2 and "Videos differ in bit rate, which moves Sync and FVD" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def coarsely(path, images, codec, **options):
+    """As another program would write them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_files_coded_differently_are_told_and_recoded(tmp_path, monkeypatch, capsys):
+    images = noise(20, (96, 64))
+    coarsely(tmp_path / "truth" / "a.mp4", images, "libx264", crf="10")
+    coarsely(tmp_path / "ours" / "a.avi", images, "mpeg4", qscale="2")
+    (tmp_path / "ours" / "a.npy").write_bytes(b"landmarks")
+    found = coding.coding(tmp_path / "ours" / "a.avi")
+    size = sum(p.size for p in av.open(str(tmp_path / "ours" / "a.avi")).demux(video=0))
+    assert found.codec == "mpeg4" and found.size == (96, 64) and found.kbps == pytest.approx(8 * size / 1000 / 0.8)
+    arguments = ("--results", tmp_path / "ours", "--reference", tmp_path / "truth", "--weights", tmp_path / "none")
+    run(monkeypatch, *arguments, "--output", tmp_path / "plain")
+    said = capsys.readouterr().out
+    assert "ours: files are mpeg4, 96x64" in said and "Videos differ in codec" in said and "--recode codes all alike" in said
+    run(monkeypatch, *arguments, "--recode", "--output", tmp_path / "alike")
+    said = capsys.readouterr().out
+    assert "ours: files are h264, 96x64" in said and "Videos differ in codec" not in said
+    plain, alike = (json.loads((tmp_path / out / "results.json").read_text())["ours"] for out in ("plain", "alike"))
+    assert alike["files"]["reference"]["codec"] == ["h264"] and alike["clips"][0]["frames"] == 20
+    assert alike["metrics"]["PSNR"]["mean"] != plain["metrics"]["PSNR"]["mean"]
+    assert not list((tmp_path / "alike").glob("tmp*")) and (tmp_path / "ours" / "a.avi").is_file()
+    place = tmp_path / "place"
+    place.mkdir()
+    folder = coding.recoded(clips.Folders(tmp_path / "ours"), place, {}).result
+    assert sorted(p.name for p in folder.iterdir()) == ["a.mp4", "a.npy"]  # landmarks go along
 
 
 def test_missing_weights_are_skipped_with_the_way_to_get_them(folders, tmp_path, monkeypatch, capsys):

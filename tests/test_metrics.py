@@ -7,7 +7,7 @@ import scipy.stats
 from damage import DAMAGES, curve, truth
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from svdp_jax.evaluation import metrics
+from svdp_jax.evaluation import fvd, metrics
 from svdp_jax.media import sound
 
 
@@ -169,3 +169,21 @@ def test_damage_worsens_its_metric_step_by_step(clip, name):
     print(name, values)  # shown by pytest -s
     steps = np.diff(values) * (1 if DAMAGES[name].better == "lower" else -1)
     assert (steps > 0).all(), values
+
+
+# What FVD looks at
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (9, 4), (224, 224), (6, 6)])
+def test_frames_are_resized_as_in_tensorflow_1(random, shape):
+    """Pixel by pixel by the definition: the place is index × old size / new size, without halves."""
+    image, size = random.integers(0, 256, (*shape, 3)).astype(np.uint8), 6 if shape[0] < 200 else 224
+    expected = np.zeros((size, size, 3))
+    for i in range(size):
+        for j in range(size):
+            y, x = i * shape[0] / size, j * shape[1] / size
+            a, b = int(y), int(x)
+            c, d = min(a + 1, shape[0] - 1), min(b + 1, shape[1] - 1)
+            upper, lower = (image[row, b] * (1 - x + b) + image[row, d] * (x - b) for row in (a, c))
+            expected[i, j] = upper * (1 - y + a) + lower * (y - a)
+    np.testing.assert_allclose(fvd.resized(image, size), expected, atol=1e-3)
