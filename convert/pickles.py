@@ -27,7 +27,7 @@ CHUNK = 1 << 24  # bytes at a time
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error, EOFError)
 
 
-def read(path: Path) -> list[Tensor | Derived]:
+def read(path: Path) -> list:
     """The tensors of a file by dotted path through its dictionaries; what is no tensor is left out.
 
     Raises UserError for what is broken, not PyTorch's, or holds anything but data.

@@ -143,14 +143,14 @@ class Network(NamedTuple):
     name: str
     folder: str
     file: str
-    rename: Callable[[list[Tensor]], list[Tensor]]
+    rename: Callable[[list], list]
     read_config: Callable[[dict[str, Tensor], dict], Any]
     write_config: Callable[[Any], dict] | None
     layout: Callable[[Any], Layout]
     build: Callable[[Any, nnx.Rngs], nnx.Module]
     extra: str = ""
     parts: dict[str, str] = {}
-    choose: Callable[[Path, dict[Path, list[Tensor]]], list[Tensor]] | None = None
+    choose: Callable[[Path, dict[Path, list]], list] | None = None
     alone: str = ""
 
 
@@ -248,7 +248,7 @@ def nearest(name: str, candidates: list[str]) -> str:
     return f" (nearest: {close[0]})" if close else ""
 
 
-def gather(layout: Layout, structs: dict, tensors: list[Tensor], dtype: str | None, nonfinite: bool) -> Params:
+def gather(layout: Layout, structs: dict, tensors: list, dtype: str | None, nonfinite: bool) -> Params:
     """Reads a checkpoint into arrays by path. Memory: the result, one parameter and one tensor."""
     sources = defaultdict(list)
     for place, (tensor, pattern) in match(layout, structs, tensors).items():

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from convert import arcface, pickles
 from convert.rules import Network
-from convert.tensors import Derived, Tensor, read_header, scaled
+from convert.tensors import read_header, scaled
 from svdp_jax.errors import UserError
 
 UNUSED = ["*.fp16*", "*.bin", "*.msgpack"]  # other copies of the same weights on the hub
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".model", ".tar"}
 # How files that are not safetensors are read, by suffix.
-READERS: dict[str, Callable[[Path], list[Tensor | Derived]]] = dict.fromkeys(PICKLES, pickles.read) | {".onnx": arcface.read}
+READERS: dict[str, Callable[[Path], list]] = dict.fromkeys(PICKLES, pickles.read) | {".onnx": arcface.read}
 WEIGHTS = (".safetensors", *PICKLES, ".onnx")
 # Names that libraries give a network's files, one after the other; each may be in half precision, and in shards.
 STEMS = {
@@ -46,7 +46,7 @@ HARMLESS = {
 class Source(NamedTuple):
     """Tensors, config.json, what a trained model tells beside its config, and what of the files was left out."""
 
-    tensors: list[Tensor | Derived]
+    tensors: list
     config: dict
     facts: dict
     left: list[str]
@@ -70,7 +70,7 @@ def find(src: str | Path, network: Network) -> Source:
     return Source(tensors, config, facts, left)
 
 
-def read(folder: Path, network: Network) -> list[Tensor | Derived]:
+def read(folder: Path, network: Network) -> list:
     """All tensors of a network's files."""
     if folder.suffix == ".onnx" and network.name != "arcface":
         raise UserError(f"{folder} is a graph in ONNX, of which only arcface is read; take the PyTorch file of {network.name}.")
@@ -82,26 +82,29 @@ def read(folder: Path, network: Network) -> list[Tensor | Derived]:
     return [t for file in weight_files(folder, network) for t in read_tensors(file)]
 
 
-def read_parts(folder: Path, parts: dict[str, str]) -> list[Tensor | Derived]:
+def read_parts(folder: Path, parts: dict[str, str]) -> list:
     """The tensors of a network in several files, under the prefix that each file gives.
 
     The files lie in their folders or side by side, as PyTorch's or as safetensors.
     """
-    found = {}
-    for name in parts:
+    found, absent = [], []
+    for name, prefix in parts.items():
         places = [p.with_suffix(suffix) for p in (folder / name, folder / Path(name).name) for suffix in WEIGHTS]
-        found[name] = next((place for place in (folder / name, *places) if place.is_file()), None)
-    absent = [name for name, place in found.items() if not place]
+        place = next((place for place in (folder / name, *places) if place.is_file()), None)
+        if place:
+            found += [replace(t, name=f"{prefix}.{t.name}") for t in read_tensors(place)]
+        else:
+            absent.append(name)
     if absent:
         raise UserError(f"{folder} has no {absent[0]}; it must hold {', '.join(parts)}.")
-    return [replace(t, name=f"{parts[name]}.{t.name}") for name, place in found.items() for t in read_tensors(place)]
+    return found
 
 
-def read_tensors(file: Path) -> list[Tensor | Derived]:
+def read_tensors(file: Path) -> list:
     return unwrapped(READERS.get(file.suffix, read_header)(file))
 
 
-def unwrapped(tensors: list[Tensor | Derived]) -> list[Tensor | Derived]:
+def unwrapped(tensors: list) -> list:
     """The tensors without the wrapping of a publisher; what lies beside it comes under `beside.`."""
     for wrapper in WRAPPERS:
         prefix = re.compile(rf"{wrapper}\.")
@@ -111,7 +114,7 @@ def unwrapped(tensors: list[Tensor | Derived]) -> list[Tensor | Derived]:
     return tensors
 
 
-def kept(tensors: list[Tensor | Derived]) -> tuple[list[Tensor | Derived], list[str]]:
+def kept(tensors: list) -> tuple[list, list[str]]:
     """The tensors that may be weights, and in a sentence a kind those that are known to be none."""
     reasons = {t.name: next((why for name, why in HARMLESS.items() if re.fullmatch(name, t.name)), None) for t in tensors}
     by_reason = {why: [name for name in reasons if reasons[name] == why] for why in dict.fromkeys(reasons.values()) if why}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -41,7 +42,7 @@ class Tensor:
 
     name: str
     file: Path
-    dtype: np.dtype | str
+    dtype: Any  # np.dtype | str
     shape: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     scale: "Tensor | None" = None
@@ -96,7 +97,7 @@ class Derived:
 SCALES = ("scale_weight", "weight_scale")  # beside a `weight`, in older and newer files
 
 
-def scaled(tensors: list[Tensor | Derived]) -> list[Tensor | Derived]:
+def scaled(tensors: list) -> list:
     """The tensors, those of float8 with the scale that stands beside them, if any."""
     named = {t.name: t for t in tensors}
     scales = {

@@ -40,7 +40,7 @@ T5_SHAPES = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weigh
 PROJECTION = "text_projection.weight"
 
 
-def own(which: str, tensors: list[Tensor]) -> list[Tensor]:
+def own(which: str, tensors: list[Tensor]) -> list:
     """The tensors of one encoder in a file that may hold all three, and more, under their prefixes."""
     prefixed = [(t, match) for t in tensors if (match := re.match(PREFIX, t.name))]
     if not prefixed:
@@ -48,7 +48,7 @@ def own(which: str, tensors: list[Tensor]) -> list[Tensor]:
     return [replace(t, name=t.name[match.end() :]) for t, match in prefixed if match[1] == which]
 
 
-def rename_clip_l(tensors: list[Tensor]) -> list[Tensor]:
+def rename_clip_l(tensors: list[Tensor]) -> list[Tensor | Derived]:
     """SD3 takes CLIP-L's pooled output as it is: where a diffusers folder has the identity as projection,
     Stability's files have none, or one that is not used."""
     mine = own("clip_l", tensors)

@@ -159,7 +159,7 @@ def span(view: View) -> int:
     return steps + 1 if math.prod(view.shape) else 0
 
 
-def ordered(pairs: list = ()) -> dict:
+def ordered(pairs: list | tuple = ()) -> dict:
     """As OrderedDict of a list of pairs, which is how Python 2 writes one."""
     if type(pairs) not in (list, tuple) or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
         raise Refused("has an OrderedDict of what are no pairs")

@@ -6,12 +6,12 @@ Coding alone moves metrics: Sync, which hears a shift of half a frame, and FVD, 
 import shutil
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from svdp_jax.errors import UserError
-from svdp_jax.evaluation.clips import Clip, Folders, find
+from svdp_jax.evaluation.clips import PICTURES, Clip, Folders, find
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter
 from svdp_jax.preparation.ingest import SUFFIXES
@@ -74,15 +74,16 @@ def recoded(folders: Folders, place: Path, known: dict[Path, Path]) -> Folders:
     place: an existing folder for them. known: by folder, those that were recoded before.
     """
     for folder in {f for f in folders if f} - known.keys():
-        out = place / str(len(known))
+        found, out = set(find(folder, SUFFIXES | PICTURES).values()), place / str(len(known))
         out.mkdir()
-        for path in tqdm(sorted(folder.iterdir()) if folder.is_dir() else [], desc=f"Recoding {folder.name}", unit="file"):
-            if path.suffix.lower() in SUFFIXES and path in find(folder, SUFFIXES).values():
+        for path in tqdm(sorted(folder.iterdir()), desc=f"Recoding {folder.name}", unit="file"):
+            if path in found and path.suffix.lower() in SUFFIXES:
                 recode(path, out / f"{path.stem}.mp4")
             elif path.is_file():
                 shutil.copy(path, out)
         known[folder] = out
-    return Folders(*(known[f] if f else None for f in folders))
+    moved: dict[str, Any] = {role: known[f] for role, f in folders._asdict().items() if f}
+    return folders._replace(**moved)
 
 
 def recode(path: Path, out: Path) -> None:

@@ -1,6 +1,6 @@
 """Clips and damaged copies of them, to see what metrics make of it: python tests/reference/metric_copies.py CLIPS OUT
 
-Folders in OUT: truth (the first 64 frames at 256x256), blurred, delayed (by three frames), recoded (H.264 at crf 38).
+Folders in OUT: truth (the first 32 frames at 256x256), blurred, delayed (by three frames), recoded (H.264 at crf 38).
 """
 
 import sys
@@ -14,7 +14,7 @@ from svdp_jax.media import video
 from svdp_jax.media.images import resize
 from svdp_jax.media.writer import VideoWriter
 
-FRAMES, SIZE, SIGMA, LATE, CRF = 64, 256, 2.0, 3, "38"
+FRAMES, SIZE, SIGMA, LATE, CRF = 32, 256, 2.0, 3, "38"
 
 
 def write(path: Path, images: list, fps: Fraction) -> None:
