@@ -218,7 +218,11 @@ def test_files_coded_differently_are_told_and_recoded(tmp_path, monkeypatch, cap
     arguments = ("--results", tmp_path / "ours", "--reference", tmp_path / "truth", "--weights", tmp_path / "none")
     run(monkeypatch, *arguments, "--output", tmp_path / "plain")
     said = capsys.readouterr().out
-    assert "ours: files are mpeg4, 96x64" in said and "Videos differ in codec" in said and "--recode codes all alike" in said
+    assert (
+        "ours: files are mpeg4, 96x64" in said
+        and "Videos differ in codec" in said
+        and "--recode codes all in one codec" in said
+    )
     run(monkeypatch, *arguments, "--recode", "--output", tmp_path / "alike")
     said = capsys.readouterr().out
     assert "ours: files are h264, 96x64" in said and "Videos differ in codec" not in said

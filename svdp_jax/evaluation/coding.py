@@ -65,7 +65,9 @@ def differences(files: dict[str, dict]) -> list[str]:
     if not faults:
         return []
     told = "; ".join(f"{name}: {described(f)}" for name, f in files.items())
-    return [f"Videos differ in {' and '.join(faults)}, which moves Sync and FVD ({told}); --recode codes all alike."]
+    return [
+        f"Videos differ in {' and '.join(faults)}, which moves Sync and FVD ({told}); --recode codes all in one codec at one quality."
+    ]
 
 
 def recoded(folders: Folders, place: Path, known: dict[Path, Path]) -> Folders:
