@@ -23,7 +23,7 @@ ROLLS = (0, 30, -30)  # degrees; cascades find only faces within some 15 degrees
 EYE_REACH = 0.13
 # From the middle between the eyes, in units of their distance, x along the eye line.
 NOSE, MOUTH = 0.58j, 1.15j
-SURE = 0.3  # least confidence of a face that is found in one picture
+SURE = 0.45  # least confidence of a face that is found in one picture
 # Step between sizes and neighbours asked for: usual, and thorough, as glasses hide a face from the usual search.
 SEARCHES = ((1.1, 4), (1.05, 2))
 

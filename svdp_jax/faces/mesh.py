@@ -25,7 +25,7 @@ LAYOUT: Layout = LAYOUTS[POINTS]
 PART = 16  # points of an outline
 # What is kept is this much larger than lids and brows, nose, and lips, in distances of the eyes; and it ends this
 # far inside the rim of the face, so that the rim does not show.
-ROOM = (0.12, 0.06, 0.14)
+ROOM = (0.12, 0.06, 0.2)
 RIM = 0.06
 VIEW = 1.5  # side of what the mesh looks at, in sides of the box around the points
 EYE_VIEW = 2.3  # side of what the iris network looks at, in widths of the eye
@@ -100,7 +100,10 @@ def face_of(mesh: Mesh) -> face.Face:
     deep = mesh.depth[LAYOUT.right_eye].mean() - mesh.depth[LAYOUT.left_eye].mean()
     size = float(np.hypot(abs(apart), deep)) / (face.EYES[1] - face.EYES[0]).real
     centre = (left + right) / 2 - 1j * apart / abs(apart) * face.EYES[0].imag * size
-    return face.Face(centre, size, left, right, nose, mouth, mesh.presence, regions(mesh), yaw(mesh))
+    turned = yaw(mesh)
+    # The likeliest frame of a clip makes its source picture, so that a head that is turned away counts less.
+    confidence = mesh.presence * float(np.cos(np.deg2rad(turned)))
+    return face.Face(centre, size, left, right, nose, mouth, confidence, regions(mesh), turned)
 
 
 def yaw(mesh: Mesh) -> float:

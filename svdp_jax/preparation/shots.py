@@ -113,9 +113,9 @@ def _shot(views: Iterable[_View], given: Reader | None) -> Shot:
         "seconds": count / fps if fps else 0.0,
         "faces": float(max(witness.faces)),
         "frozen": float(np.mean(np.array(witness.changes[1:] or [0]) < FROZEN)),
-        "found": float(track.found.mean()) if track else 0.0,
+        "found": 0.0,
     }
-    return Shot(witness.first, count, fps, track, facts | (_facts(track) if track else {}), witness.thumb)
+    return Shot(witness.first, count, fps, track, facts | (seen_facts(track) if track else {}), witness.thumb)
 
 
 def _track(witness: _Witness, views: Iterable[_View], given: Reader | None) -> face.Track | None:
@@ -131,10 +131,12 @@ def _track(witness: _Witness, views: Iterable[_View], given: Reader | None) -> f
     return found and found.track
 
 
-def _facts(track: face.Track) -> dict[str, float]:
+def seen_facts(track: face.Track) -> dict[str, float]:
+    """What a track alone tells of a clip, for `preparation.gates`."""
     faces = track.faces
     turned = {} if faces.yaw is None else {"yaw": float(np.quantile(abs(faces.yaw), 0.95))}
     return turned | {
+        "found": float(track.found.mean()),
         "face": float(np.median(faces.size)),
         "crop": float(face.crop_box(faces).side),
         "confidence": float(faces.confidence[track.found].mean()),
