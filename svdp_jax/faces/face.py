@@ -4,7 +4,7 @@ Points are complex numbers x + iy in pixels, so that a shift, turn and scaling i
 right are the picture's. Faces are found by `faces.follow`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,15 +26,15 @@ class Face(NamedTuple):
     of sixteen points (`faces.mesh`), and how far the head is turned to the right in the picture, degrees.
     """
 
-    centre: complex
-    size: float
-    left_eye: complex
-    right_eye: complex
-    nose: complex
-    mouth: complex
-    confidence: float  # 0..1
-    outlines: np.ndarray | None = None
-    yaw: float | None = None
+    centre: Any  # complex, or an array of them, as all places; the others float
+    size: Any
+    left_eye: Any
+    right_eye: Any
+    nose: Any
+    mouth: Any
+    confidence: Any  # 0..1
+    outlines: Any = None
+    yaw: Any = None
 
 
 class Track(NamedTuple):

@@ -25,12 +25,12 @@ def track(images: Iterable[np.ndarray], choose: Callable[[list[Face]], Face | No
     for image in images:
         grey, scale = cascades.search_copy(image)
         motion = _motion(previous, grey, guess)
-        guess = moved(guess, *motion) if motion else guess
+        guess = moved(guess, *motion) if motion and guess else guess
         now = guess and cascades.look(grey, guess.centre, guess.size, cascades.roll_of(guess), guess)
         if now is None and misses % SEARCH_EVERY == 0:
             found = cascades.find(grey)
             now = _nearest(found, guess) if guess else choose(found)
-        followed = now and motion and not misses and abs(guess.centre - now.centre) < STRAY * now.size
+        followed = now and guess and motion and not misses and abs(guess.centre - now.centre) < STRAY * now.size
         motions.append(motion if followed else _between(last, now))
         seen.append(now)
         misses = 0 if now else misses + 1

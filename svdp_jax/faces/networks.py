@@ -87,7 +87,8 @@ def _in(*folders: Path) -> dict[str, Path]:
 def _places(package: str) -> list[Path]:
     """Folders of an installed package, which is not imported."""
     spec = importlib.util.find_spec(package)
-    return [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    places = spec.submodule_search_locations if spec else None
+    return [Path(place) for place in places or ()]
 
 
 class _Loaded(threading.local):

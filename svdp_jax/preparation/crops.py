@@ -99,7 +99,7 @@ def pack(track: face.Track) -> np.ndarray:
 
 def unpack(rows: np.ndarray) -> face.Track:
     """None in place of what the finder did not tell, or what an older preparation did not keep."""
-    there = lambda name: name in rows.dtype.names and np.isfinite(rows[name]).any()
+    there = lambda name: name in (rows.dtype.names or ()) and np.isfinite(rows[name]).any()
     known = {name: rows[name] if name in LIKELY or there(name) else None for name in face.Face._fields}
     return face.Track(face.Face(**known), rows["found"])
 

@@ -49,7 +49,11 @@ def drawn(count: int):
         _, parts = cv2.connectedComponents(halves[0].astype(np.uint8))
         spots = [np.argwhere(parts == i).mean(0) for i in (1, 2)] if parts.max() == 2 else []
         if spots:
-            spots = sorted(spots, key=lambda p: p[1]) + [np.argwhere(halves[1] > 0).mean(0)]
+            # An eye's region has its brow, so that its middle lies 0.175 distances of the eyes above the eye.
+            spots = sorted(spots, key=lambda p: p[1])
+            spots = [p + 0.175 * np.linalg.norm(spots[1] - spots[0]) * np.array([1, 0]) for p in spots] + [
+                np.argwhere(halves[1] > 0).mean(0)
+            ]
             yield ("shaded", "flat", "sketch")[int(np.argmax(who.style))], picture, [p[1] + 1j * p[0] for p in spots]
 
 
