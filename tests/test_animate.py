@@ -20,7 +20,7 @@ import svdp_jax
 from svdp_jax import animate, config as configs
 from svdp_jax.animator import Animator, Step
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face
+from svdp_jax.faces import follow
 from svdp_jax.media import video
 from svdp_jax.media.images import read_image, write_image
 from svdp_jax.media.writer import VideoWriter
@@ -273,7 +273,7 @@ def test_a_real_picture_follows_a_real_video(trained, portraits, tmp_path, monke
 def test_pasted_back_only_the_crop_changes(animator, portraits):
     picture = read_image(portraits / "s9.jpg")
     clip = np.stack([frame.image for frame in video.read_frames(portraits / "d18.mp4", stop=3)])
-    left, top, side = face.source_box(picture)
+    left, top, side = follow.source_box(picture)
     for frame in animator.animate(picture, clip, paste_back=True):
         assert frame.shape == picture.shape
         changed = (frame != picture).any(-1)

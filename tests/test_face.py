@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face
+from svdp_jax.faces import cascades, face, follow, windows
 from svdp_jax.faces.driving import driving_frames, prepare_driving
 from svdp_jax.media.images import read_image
 from svdp_jax.media.writer import VideoWriter
@@ -67,7 +67,7 @@ def error(track, truth):
 def test_drawn_face_is_found(scale, roll):
     image = canvas()
     where = draw(image, 125 + 115j, scale, roll)
-    found = face.detect(image)
+    found = follow.detect(image)
     assert len(found) == 1
     points = np.array([found[0].left_eye, found[0].right_eye, found[0].mouth])
     assert (abs(points - where) / abs(where[1] - where[0]) < [0.15, 0.15, 0.25]).all()
@@ -77,23 +77,23 @@ def test_drawn_face_is_found(scale, roll):
 def test_faces_are_sorted_and_picked_by_size():
     image = canvas(240, 480)
     small, large = draw(image, 100 + 120j, 1.1), draw(image, 340 + 120j, 1.9)
-    found = face.detect(image)
+    found = follow.detect(image)
     assert len(found) == 2 and found[0].size > found[1].size
     for pick, where in enumerate([large, small]):
-        left = face.track([image] * 2, pick).faces.left_eye[0]
+        left = follow.track([image] * 2, pick).faces.left_eye[0]
         assert abs(left - where[0]) < 5
 
 
 def test_size_of_the_picture_does_not_matter():
     image = canvas()
     draw(image, 120 + 120j)
-    small, large = face.detect(image)[0], face.detect(cv2.resize(image, None, fx=6, fy=6))[0]
+    small, large = follow.detect(image)[0], follow.detect(cv2.resize(image, None, fx=6, fy=6))[0]
     assert abs(large.left_eye / 6 - small.left_eye) < 3 and abs(large.size / 6 - small.size) < 12
 
 
 def test_track_follows_without_jitter_or_lag():
     images, truth = drawn_clip(75)
-    track = face.track(images)
+    track = follow.track(images)
     assert track.found.all() and face.missing(track) == []
     assert np.quantile(error(track, truth), 0.95, 0).max() < 0.15
     jerk = np.diff(track.faces.left_eye, 3) - np.diff(truth[:, 0], 3)
@@ -102,12 +102,12 @@ def test_track_follows_without_jitter_or_lag():
 
 def test_track_survives_a_cut():
     images, truth = drawn_clip(60, cut=30)
-    assert np.quantile(error(face.track(images), truth), 0.95, 0).max() < 0.15
+    assert np.quantile(error(follow.track(images), truth), 0.95, 0).max() < 0.15
 
 
 def test_missing_frames_are_bridged_and_named():
     images, truth = drawn_clip(60, hidden=(0, 1, *range(30, 35)))
-    track = face.track(images)
+    track = follow.track(images)
     first, gap = face.missing(track)
     assert first[0] == 0 and 1 <= first[1] <= 4 and gap[0] == 30 and 34 <= gap[1] <= 38
     assert error(track, truth)[track.found].max() < 0.25
@@ -120,7 +120,7 @@ def test_bridge_goes_straight_from_side_to_side():
         draw(image, x + 120j, 1.2)
         return image
 
-    track = face.track([still(95)] * 6 + [canvas()] * 10 + [still(145)] * 6)
+    track = follow.track([still(95)] * 6 + [canvas()] * 10 + [still(145)] * 6)
     x = track.faces.centre.real
     assert abs(x[-1] - x[0] - 50) < 4
     assert abs(x[10] - (x[0] + x[-1]) / 2) < 6 and (np.diff(x[5:17]) > -0.5).all()
@@ -128,7 +128,7 @@ def test_bridge_goes_straight_from_side_to_side():
 
 def test_no_face_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no face"):
-        face.source_box(canvas())
+        follow.source_box(canvas())
     with VideoWriter(tmp_path / "empty.mp4", Fraction(25)) as writer:
         for _ in range(7):
             writer.write(canvas())
@@ -152,7 +152,7 @@ def test_crop_repeats_the_edge_and_maps_points():
 def test_crop_frames_the_head():
     image = canvas()
     where = draw(image, 130 + 100j, 1.2)
-    box = face.crop_box(face.detect(image)[0])
+    box = face.crop_box(follow.detect(image)[0])
     chin, crown = 100 + 38 * 1.2, 100 - 52 * 1.2
     assert box.top < crown and box.top + box.side > chin
     assert abs(box.left + box.side / 2 - 130) < 0.05 * box.side
@@ -162,8 +162,8 @@ def test_crop_frames_the_head():
 
 def test_crop_box_grows_with_a_wandering_face():
     images, _ = drawn_clip(45)
-    faces = face.track(images).faces
-    one, all_ = face.crop_box(face.Face(*(v[0] for v in faces))), face.crop_box(faces)
+    faces = follow.track(images).faces
+    one, all_ = face.crop_box(face.at(face.Track(faces, np.ones(45, bool)), 0)), face.crop_box(faces)
     assert all_.side > one.side
     right, bottom = all_.left + all_.side, all_.top + all_.side
     x, y, half = faces.centre.real, faces.centre.imag, faces.size / 2
@@ -177,7 +177,7 @@ def test_windows_cover_eyes_nose_and_open_mouth(roll, mouth):
     turn = np.exp(1j * np.deg2rad(roll)) * 1.6
     middle = 120 + 110j
     left, right = middle + turn * LEFT, middle + turn * RIGHT
-    mask = face.region_mask(face._face(middle, 128.0, left, right, 1.0), 240)
+    mask = windows.region_mask(cascades.face_by(middle, 128.0, left, right, 1.0), 240)
     cover = [(LEFT, 7, 3.4), (RIGHT, 7, 3.4), (11j, 6, 2.5), (MOUTH, 11, 2.5 + 12 * mouth)]
     for place, width, height in cover:
         rim = place + width * face.CIRCLE.real + 1j * height * face.CIRCLE.imag
@@ -225,10 +225,10 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_real_pictures(name):
     image = read_image(PORTRAITS / name)
-    found, truth = face.detect(image)[0], np.array(PICTURES[name])
+    found, truth = follow.detect(image)[0], np.array(PICTURES[name])
     away = abs(np.array([found.left_eye, found.right_eye, found.mouth]) - truth) / abs(truth[1] - truth[0])
     assert (away < [0.15, 0.15, 0.25]).all()
-    box = face.source_box(image)
+    box = follow.source_box(image)
     assert box == face.crop_box(found) and face.crop(image, box, 128).shape == (128, 128, 3)
 
 
@@ -260,7 +260,7 @@ def test_real_clips(name):
     for index, points in FRAMES[name].items():
         here = face.at(driving.track, index)
         assert max(abs(here.left_eye - points[0]), abs(here.right_eye - points[1])) < 15
-        mask = face.region_mask(here, 480)
+        mask = windows.region_mask(here, 480)
         # Closer to an edge than this, smoothing between frames could cut something off.
         inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8))
         assert [inner[int(point.imag), int(point.real)] for point in points] == [1] * 5

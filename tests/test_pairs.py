@@ -15,7 +15,7 @@ from test_face import canvas, draw
 from svdp_jax import prepare
 from svdp_jax.config import Backbone
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face
+from svdp_jax.faces import cascades, face, follow
 from svdp_jax.media.images import read_image
 from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models import keypoints
@@ -198,12 +198,12 @@ def test_numbers_that_are_missing_are_faults():
 
 def seen(middle, eyes, turn=1):
     """A face with its eyes `eyes` apart around `middle`."""
-    return face._face(middle, 2.6 * eyes, middle - turn * eyes / 2, middle + turn * eyes / 2, 1.0)
+    return cascades.face_by(middle, 2.6 * eyes, middle - turn * eyes / 2, middle + turn * eyes / 2, 1.0)
 
 
 def test_driving_crop():
     faces = [seen(200 + 100j, 50), seen(220 + 100j, 54)]
-    box = pairs.driving_box(face.Face(*map(np.array, zip(*faces))))
+    box = pairs.driving_box(face.Face(*[np.array(column) for column in zip(*faces)][:7]))
     lips = 1.15 * 52  # from the eyes to the mouth
     side = 2.2 * 2.1 * lips
     assert box.side == round(side)
@@ -215,11 +215,11 @@ def test_source_crop_is_upright(monkeypatch):
     turn = np.exp(1j * np.deg2rad(25))
     middle, eyes = 260 + 230j, 60
     image = np.zeros((500, 500, 3), np.uint8)
-    marks = [middle - turn * eyes / 2, middle + turn * eyes / 2, middle + turn * eyes * face.MOUTH]
+    marks = [middle - turn * eyes / 2, middle + turn * eyes / 2, middle + turn * eyes * cascades.MOUTH]
     for channel, mark in enumerate(marks):
         cv2.circle(image, (round(mark.real), round(mark.imag)), 6, tuple(255.0 * (np.arange(3) == channel)), -1)
-    only = face.Track(face.Face(*(np.array([x]) for x in seen(middle, eyes, turn))), np.array([True]))
-    monkeypatch.setattr(face, "track", lambda *_: only)
+    only = face.Track(face.Face(*(np.array([x]) for x in seen(middle, eyes, turn)[:7])), np.array([True]))
+    monkeypatch.setattr(follow, "track", lambda *_: only)
     crop = pairs.source_crop(image)
     assert crop.shape == (512, 512, 3)
     found = [np.argwhere(crop[..., i] > 128).mean(0) for i in range(3)]
@@ -235,7 +235,7 @@ def test_source_crop_is_upright(monkeypatch):
 def test_source_crop_of_a_photograph(portraits: Path):
     image = read_image(portraits / "s5.jpg")
     crop = pairs.source_crop(image)
-    found = face.detect(crop)[0]
+    found = follow.detect(crop)[0]
     assert 0.3 < found.size / 512 < 0.6
     with pytest.raises(UserError, match="no face is found"):
         pairs.source_crop(np.zeros((64, 64, 3), np.uint8))

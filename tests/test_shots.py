@@ -10,7 +10,7 @@ import pytest
 from test_face import canvas, draw, drawn_clip
 
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face, landmarks, masks
+from svdp_jax.faces import face, landmarks, masks, windows
 from svdp_jax.media import video
 from svdp_jax.preparation import crops, gates, shots
 from svdp_jax.preparation.ingest import Segment
@@ -129,7 +129,7 @@ def test_tracks_survive_packing(found, tmp_path):
             write(shot.track)
     track = crops.read_track(tmp_path / "tracks.npy", found[1].count, found[0].count)
     assert len(np.load(tmp_path / "tracks.npy")) == found[0].count + found[1].count
-    assert all((a == b).all() for a, b in zip(track.faces, found[0].track.faces)) and track.found.all()
+    assert all(np.array_equal(a, b) for a, b in zip(track.faces, found[0].track.faces, strict=True)) and track.found.all()
 
 
 def taken(track, size=240, **changes):
@@ -141,7 +141,7 @@ def test_windows_are_those_of_animation(found):
     track = found[1].track
     points = masks.outlines("windows", taken(track))
     assert points.shape == (26, 64)
-    kept, whole = masks.mask(points[3], 320), face.region_mask(face.at(track, 3), 320)
+    kept, whole = masks.mask(points[3], 320), windows.region_mask(face.at(track, 3), 320)
     assert (kept & ~whole).sum() < 0.01 * whole.sum() and kept.sum() > 0.95 * whole.sum()
     facts = masks.facts(points, track, 320)
     assert 0.02 < facts["kept"] < 0.2 and 0.05 < facts["outline"] < 0.35

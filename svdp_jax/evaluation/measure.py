@@ -23,7 +23,7 @@ from svdp_jax.errors import UserError
 from svdp_jax.evaluation import fvd, metrics
 from svdp_jax.evaluation.clips import STRETCH, Clip, frames, stretches
 from svdp_jax.evaluation.metrics import METRICS
-from svdp_jax.faces import face, landmarks, masks
+from svdp_jax.faces import face, follow, landmarks, masks, networks
 from svdp_jax.media import sound, video
 from svdp_jax.models.vae import from_uint8
 from svdp_jax.weights import checkpoint
@@ -100,9 +100,9 @@ def load(weights: Path) -> dict[str, Callable]:
 
 def mesh(choice: str) -> dict[str, Callable]:
     """The call `mesh`, of frames and their name to the points (f, 478) of the face's mesh, by a choice such as
-    mediapipe:MODEL; none without a choice. UserError where it cannot work."""
+    mediapipe:MODEL; without one that of our own finder, `seen`, where its networks are. UserError where it cannot work."""
     if not choice:
-        return {}
+        return {"seen": follow.points} if networks.located() else {}
     kind, _, model = choice.partition(":")
     if kind != "mediapipe":
         raise UserError(f"--landmarks {choice}: give mediapipe:MODEL.task; files are found beside the videos.")
@@ -187,7 +187,7 @@ def i3d(reader: Reader, role: str) -> np.ndarray:
 
 
 def track(reader: Reader, role: str) -> face.Track:
-    return face.track(frames(reader.clip, role), name=role)
+    return follow.track(frames(reader.clip, role), name=role)
 
 
 def identity(reader: Reader, role: str) -> np.ndarray:
@@ -259,11 +259,11 @@ def motion(reader: Reader, role: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def eyes(reader: Reader, role: str) -> metrics.Eyes:
-    """Points of both eyes, from the frames where a model is named, else from the landmarks beside the video."""
-    if "mesh" in reader.calls:
-        points = reader.calls["mesh"](frames(reader.clip, role), role)
-    else:
-        points = filed(reader, role)
+    """Points of both eyes: from the frames where a model is named, else from the landmarks beside the video, else
+    from the frames by our own finder."""
+    beside = landmark_file(reader.clip, role).is_file()
+    find = reader.calls.get("mesh") or (None if beside else reader.calls.get("seen"))
+    points = find(frames(reader.clip, role), role) if find else filed(reader, role)
     return metrics.Eyes(*(points[:, numbers] for numbers in MESH))
 
 
@@ -326,8 +326,8 @@ class Scores(NamedTuple):
 
 
 NO_LANDMARKS = (
-    "needs --landmarks mediapipe:face_landmarker.task, a model from MediaPipe's page, or a .npy of landmarks beside each "
-    "video: (frames, 478, 2), MediaPipe's face mesh with irises"
+    f"needs landmarks: {networks.NONE}; or give --landmarks mediapipe:face_landmarker.task, a model from MediaPipe's "
+    "page, or a .npy of landmarks beside each video: (frames, 478, 2), MediaPipe's face mesh with irises"
 )
 MISSING = {
     "reference": "needs the true videos (--reference)",
@@ -344,7 +344,8 @@ def unusable(name: str, calls: dict[str, Callable], clip: Clip, weights: Path) -
         for role in wanted:
             if role not in clip.paths:
                 return MISSING[role]
-            if BASES.get(feature) == "eyes" and "mesh" not in calls and not landmark_file(clip, role).is_file():
+            looked = "mesh" in calls or "seen" in calls or landmark_file(clip, role).is_file()
+            if BASES.get(feature) == "eyes" and not looked:
                 return NO_LANDMARKS
         base = BASES.get(feature, feature)
         if base in CALLS and base not in calls:

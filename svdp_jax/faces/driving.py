@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from svdp_jax.faces import face
+from svdp_jax.faces import face, follow, windows
 from svdp_jax.media.video import read_frames
 
 
@@ -30,18 +30,17 @@ def prepare_driving(path, size: int, pick: int = 0, progress: Callable = iter) -
 
     `progress` wraps the stream of frames, as tqdm does.
     """
-    found = face.track((frame.image for frame in progress(read_frames(path))), pick, name=str(path))
+    found = follow.track((frame.image for frame in progress(read_frames(path))), pick, name=str(path))
     return Driving(path, found, face.crop_box(found.faces), size)
 
 
 def driving_frames(driving: Driving, masks: Callable | None = None) -> Iterator[DrivingFrame]:
     """Second pass: the crops and their masked twins, one frame in memory at a time.
 
-    `masks` gives what is kept of the crop of a frame, by its index: windows by default.
+    `masks` gives what is kept of the crop of a frame, by its index: `faces.windows` by default.
     """
-    windows = lambda index: face.region_mask(
-        face.in_crop(face.at(driving.track, index), driving.box, driving.size), driving.size
-    )
+    seen = lambda index: face.in_crop(face.at(driving.track, index), driving.box, driving.size)
+    windowed = lambda index: windows.region_mask(seen(index), driving.size)
     for index, frame in enumerate(read_frames(driving.path, stop=len(driving.track.found))):
         image = face.crop(frame.image, driving.box, driving.size)
-        yield DrivingFrame(image, face.mask_driving(image, (masks or windows)(index)), frame.time)
+        yield DrivingFrame(image, face.mask_driving(image, (masks or windowed)(index)), frame.time)

@@ -1,6 +1,6 @@
 """What of a clip's face is kept: points (f, k) that outline eyes, nose and mouth, from one of PROVIDERS.
 
-`windows` needs nothing but the track: four rounded windows. `mediapipe` runs MediaPipe's
+`windows` needs nothing but the track: the regions of its meshes, or four rounded windows. `mediapipe` runs MediaPipe's
 FaceLandmarker, `files` reads landmarks that another tool found; theirs are smoothed over time, and
 `faces.landmarks` adds the margin. Points are complex pixels of the crop.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face, landmarks
+from svdp_jax.faces import face, landmarks, windows as guessed
 
 SMOOTHING = 0.5  # frames; little, since speech opens and shuts a mouth within four of them
 NOSE_DEPTH = 0.3  # how far the middle of the nose lies in front of the eyes, in distances of the eyes
@@ -33,9 +33,7 @@ class Taken(NamedTuple):
 
 
 def windows(taken: Taken, _: str) -> np.ndarray:
-    faces = taken.track.faces
-    outlines = [face.region_outlines(face.at(taken.track, i))[:, ::4] for i in range(len(faces.size))]
-    return np.stack(outlines).reshape(len(outlines), -1)
+    return guessed.of_track(taken.track)
 
 
 def mediapipe(taken: Taken, model: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face as faces, landmarks as points
+from svdp_jax.faces import face as faces, follow as following, landmarks as points
 from svdp_jax.faces.driving import Driving, DrivingFrame, driving_frames, prepare_driving
 from svdp_jax.faces.paste import paste
 from svdp_jax.media import video
@@ -84,7 +84,7 @@ def prepare(
         if crop not in CROPS:
             raise UserError(f"{crop!r} is no way to crop; choose one of {', '.join(CROPS)}.")
     picture = source_picture(source)
-    box = square(picture) if source_crop == "none" else faces.source_box(picture, face, named(source))
+    box = square(picture) if source_crop == "none" else following.source_box(picture, face, named(source))
     clip = as_clip(driving, fps)
     info = video.probe(clip)
     progress = partial(show, total=info.frames, desc="Following the face", unit="frame")

@@ -21,8 +21,9 @@ JPEG_HEAD = 2  # bytes: the signature, after which a comment may stand
 FORMAT = "group_size:1,uncompressed"  # pictures are compressed already
 FACES = np.dtype(
     [("centre", "c16"), ("size", "f8"), ("left_eye", "c16"), ("right_eye", "c16"), ("nose", "c16"), ("mouth", "c16"),
-     ("confidence", "f8"), ("found", "?")]
+     ("confidence", "f8"), ("outlines", "c8", (64,)), ("yaw", "f8"), ("found", "?")]
 )  # fmt: skip
+LIKELY = set(face.Face._fields) - set(face.Face._field_defaults)  # what every finder tells
 FACE_SIDE = 128  # pixels of the face in which sharpness is measured
 SHARPNESS_EVERY = 10  # frames
 
@@ -91,13 +92,16 @@ def pack(track: face.Track) -> np.ndarray:
     """A track as (f,) FACES, fit for np.save."""
     rows: np.ndarray = np.empty(len(track.found), FACES)
     for name, values in zip(face.Face._fields, track.faces, strict=True):
-        rows[name] = values
+        rows[name] = np.nan if values is None else values
     rows["found"] = track.found
     return rows
 
 
 def unpack(rows: np.ndarray) -> face.Track:
-    return face.Track(face.Face(*(rows[name] for name in face.Face._fields)), rows["found"])
+    """None in place of what the finder did not tell, or what an older preparation did not keep."""
+    there = lambda name: name in (rows.dtype.names or ()) and np.isfinite(rows[name]).any()
+    known = {name: rows[name] if name in LIKELY or there(name) else None for name in face.Face._fields}
+    return face.Track(face.Face(**known), rows["found"])
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from flax import nnx
 
 from svdp_jax import config, parallel
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face
+from svdp_jax.faces import face, follow, windows
 from svdp_jax.media.images import resize
 from svdp_jax.models import keypoints
 from svdp_jax.models.keypoints import Motion
@@ -254,7 +254,7 @@ def shape_distance(first: np.ndarray | jax.Array, second: np.ndarray | jax.Array
 
 def source_crop(image: np.ndarray, pick: int = 0, name: str = "picture") -> np.ndarray:
     """The upright crop of a portrait that LivePortrait wants of a source, 512 x 512 x 3."""
-    place = source_place(face.at(face.track([image], pick, name), 0))
+    place = source_place(face.at(follow.track([image], pick, name), 0))
     return face.warp(image, *place, (SOURCE_SIDE, SOURCE_SIDE))
 
 
@@ -269,7 +269,7 @@ def source_place(seen: face.Face) -> tuple[complex, complex]:
 
 def driving_box(faces: face.Face) -> face.Box:
     """The one crop of a driving clip: upright as the camera was, for the mean of all its faces."""
-    mean = face.Face(*(np.mean(values) for values in faces))
+    mean = faces._replace(**{part: np.mean(getattr(faces, part)) for part in ("left_eye", "right_eye", "mouth")})
     centre, side = square(mean, DRIVING_CROP, 1j)
     corner = centre - side / 2 * (1 + 1j)
     return face.Box(round(corner.real), round(corner.imag), round(side))
@@ -297,7 +297,7 @@ def maker(weights: str) -> drivers.Maker:
         (picture,) = crops.read(b.frames, [b.source])
         try:
             source = source_crop(picture, name=b.clip.name)
-            box = driving_box(face.track(crops.read(a.frames), name=a.clip.name).faces)
+            box = driving_box(follow.track(crops.read(a.frames), name=a.clip.name).faces)
         except UserError as error:
             last["why"] = f"no face to crop ({error})"
             return iter(())
@@ -321,6 +321,4 @@ def maker(weights: str) -> drivers.Maker:
 
 def outlines(frames: Path, name: str) -> np.ndarray:
     """The windows (f, k) of the face of a clip, followed through its frames."""
-    found = face.track(crops.read(frames), name=name)
-    windows = [face.region_outlines(face.at(found, i))[:, ::4] for i in range(len(found.found))]
-    return np.stack(windows).reshape(len(windows), -1)
+    return windows.of_track(follow.track(crops.read(frames), name=name))

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face
+from svdp_jax.faces import face, follow as following
 from svdp_jax.faces.landmarks import Reader
 from svdp_jax.media import video
 from svdp_jax.media.images import resize
@@ -91,7 +91,7 @@ class _Witness:
             if number == 0:
                 self.first, self.corner = view.index, view.corner
             if number % COUNT_EVERY == 0:
-                sizes = [f.size for f in face.detect(view.image) if f.confidence > face.UNSURE]
+                sizes = [f.size for f in following.detect(view.image, tiled=False)]
                 self.faces.append(sum(size > RIVAL * sizes[0] for size in sizes))
                 self.thumb = resize(view.image, _thumb_size(view.image))
             self.changes.append(view.change)
@@ -113,16 +113,16 @@ def _shot(views: Iterable[_View], given: Reader | None) -> Shot:
         "seconds": count / fps if fps else 0.0,
         "faces": float(max(witness.faces)),
         "frozen": float(np.mean(np.array(witness.changes[1:] or [0]) < FROZEN)),
-        "found": float(track.found.mean()) if track else 0.0,
+        "found": 0.0,
     }
-    return Shot(witness.first, count, fps, track, facts | (_facts(track) if track else {}), witness.thumb)
+    return Shot(witness.first, count, fps, track, facts | (seen_facts(track) if track else {}), witness.thumb)
 
 
 def _track(witness: _Witness, views: Iterable[_View], given: Reader | None) -> face.Track | None:
     """The track in pixels of the whole picture, None where no face is seen; the witness sees all views."""
     if given is None:
         try:
-            track = face.track(witness.images(views))
+            track = following.track(witness.images(views))
         except UserError:
             return None
         return track._replace(faces=face.shifted(track.faces, witness.corner))
@@ -131,9 +131,12 @@ def _track(witness: _Witness, views: Iterable[_View], given: Reader | None) -> f
     return found and found.track
 
 
-def _facts(track: face.Track) -> dict[str, float]:
+def seen_facts(track: face.Track) -> dict[str, float]:
+    """What a track alone tells of a clip, for `preparation.gates`."""
     faces = track.faces
-    return {
+    turned = {} if faces.yaw is None else {"yaw": float(np.quantile(abs(faces.yaw), 0.95))}
+    return turned | {
+        "found": float(track.found.mean()),
         "face": float(np.median(faces.size)),
         "crop": float(face.crop_box(faces).side),
         "confidence": float(faces.confidence[track.found].mean()),

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
+from svdp_jax.faces import networks
 from svdp_jax.faces.driving import driving_frames, prepare_driving
-from svdp_jax.preparation import encode, ingest
+from svdp_jax.preparation import encode, gates, ingest, shots
 from svdp_jax.toy import person, world
 
 ENDLESS = 1 << 31  # examples; more than any run draws
@@ -171,10 +172,13 @@ def folder_clips(data: configs.Data, cache: Path) -> list[np.ndarray]:
 def cropped(path: Path, size: int, cache: Path) -> np.ndarray:
     """The crops of one video, from the cache where they are there."""
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {size}".encode())
+    finder = "networks" if networks.located() else "cascades, confirmed"  # another finds and keeps something else
+    key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {size} {finder}".encode())
     target = cache / f"{key.hexdigest()[:16]}.npy"
     if not readable(target):
         driving = prepare_driving(path, size)
+        if reason := gates.rejection(shots.seen_facts(driving.track)):
+            raise UserError(f"{path}: {reason}")
         partial = target.with_suffix(f".{jax.process_index()}.partial")  # the cache may be one for all hosts
         shape = (len(driving.track.found), 2, size, size, 3)
         frames = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
