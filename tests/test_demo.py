@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import shutil
+import socket
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -306,6 +308,36 @@ def test_progress_counts_segments_steps_and_frames():
     assert str(progress) == (
         "<progress aria-label='Sampling steps' max=15 value=8></progress><br>Segment 2 of 3, step 3 of 5; 4 of 10 frames done, about 7 s left"
     )
+
+
+# --- the command
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--port", "0"], "give one from 1 to 65535"),
+        (["--port", "99999"], "give one from 1 to 65535"),
+        (["--port", "TAKEN"], "in use"),
+        (["--host", "203.0.113.7"], "no address of this machine"),
+        (["--host", "no such name"], "no address of this machine"),
+        (["--longest", "nan"], "a number of seconds above 0"),
+        (["--longest", "-1"], "a number of seconds above 0"),
+        (["--largest", "much"], "a size such as 50mb"),
+        (["--root-path", "svdp"], "a prefix such as /svdp"),
+    ],
+)
+def test_what_would_fail_after_the_compilation_is_one_sentence_before(monkeypatch, capsys, options, sentence):
+    monkeypatch.setattr(demo.Animator, "load", lambda _: pytest.fail("the model is loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        options = [str(taken.getsockname()[1]) if option == "TAKEN" else option for option in options]
+        monkeypatch.setattr(sys, "argv", ["demo", *options])
+        with pytest.raises(SystemExit) as ended:
+            demo.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("demo: ") and sentence in said and said.count("\n") == 1
 
 
 # --- in a browser
