@@ -25,7 +25,7 @@ import svdp_jax
 from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance, sampler
 from svdp_jax.errors import UserError
-from svdp_jax.faces import scene as scenes
+from svdp_jax.faces import arguments, scene as scenes
 from svdp_jax.faces.scene import Scene, Take, quietly
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter, leave
@@ -90,6 +90,7 @@ class Animator:
     def load(cls, folder=None) -> "Animator":
         """From a work folder of `svdp_jax.train`, its `model`, or an exported one; without a name,
         the model that comes with the package. UserError where there is none."""
+        arguments.check(folder=folder)
         folder = shipped.find(folder)
         config, model = shipped.load(folder)
         codec = checkpoint.load_codec(config.model.codec, config.dtype)
@@ -114,6 +115,7 @@ class Animator:
         steps and guidance, the config's by default. finding: options of `faces.scene.prepare`
         (which face, cropping, landmarks, frame rate). UserError for what cannot be used.
         """
+        arguments.check(paste_back=paste_back, compare=compare, seed=seed, sampling=sampling)
         scene = scenes.prepare(source, driving, self.size, **finding)
         for take in self.play(scene, seed=seed, sampling=sampling):
             yield scene.shown(take, compare, paste_back)
@@ -138,6 +140,9 @@ class Animator:
         tqdm does. finish: called with the file before it appears, as to sign it (`credentials`).
         Returns what was found in the inputs.
         """
+        arguments.check(
+            output=output, paste_back=paste_back, compare=compare, seed=seed, sampling=sampling, show=show, finish=finish
+        )
         clip = scenes.as_clip(driving, finding.get("fps", scenes.FPS))
         with self.writer(output, clip, finish) as writer:
             scene = scenes.prepare(source, clip, self.size, show=show, **finding)
@@ -172,6 +177,7 @@ class Animator:
         are; no more than a segment of them is held. Yields (b y x 3) uint8, and with `watch` also
         a Step after each sampling step.
         """
+        arguments.check(crops=source, drivers=driving, seed=seed, sampling=sampling, watch=watch)
         f, p = self.config.data.frames, self.config.data.past
         sampling = sampling or self.config.sampling
         times, weights = np.asarray(flow.schedule(sampling.steps, sampling.shift)), guidance.weights(sampling)

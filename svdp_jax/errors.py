@@ -1,25 +1,103 @@
-"""The one exception whose message is written for the person at the command line."""
+"""The one exception whose message is written for the person at the command line; and how a command ends."""
 
 import io
+import itertools
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+PATIENCE = 1.0  # seconds in which the main thread must have heard a signal
+
+unfinished: set[Path] = set()  # folders of half a result: gone, too, where a process cannot unwind
+
+
+# A child is told by its parent when to end, which is no word to the parent.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 class UserError(Exception):
     """Wrong input, said in one sentence that names the fix; commands print it and exit non-zero."""
 
 
-def say_errors(command: str, main: Callable[[], None]) -> None:
-    """Runs a command's main; a UserError becomes its sentence on stderr and exit code 2."""
+class Interrupted(KeyboardInterrupt):
+    """One of SIGNALS, raised in the main thread."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+def say_errors(command: str, main: Callable[[], None], then: str = "nothing half-made is left") -> None:
+    """Runs a command's main; a UserError becomes its sentence on stderr and exit code 2.
+
+    So do Ctrl-C and SIGTERM, with what is `then`, and the exit code that a shell knows them by; a command that
+    hears signals itself is left alone.
+    """
+    words = lambda number: f"{command}: stopped by {SIGNALS[number]}; {then}."
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what cannot be shown must not end the work of hours
     try:
-        check_names()
-        main()
+        with heard(words):
+            check_names()
+            main()
     except UserError as error:
         print(f"{command}: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as error:
+        print(words(error.number), file=sys.stderr)
+        sys.exit(128 + error.number)
+
+
+@contextmanager
+def heard(words: Callable[[int], str]) -> Generator[None]:
+    """Within, a signal is raised as Interrupted, so that what was begun is tidied up.
+
+    Python hears signals between instructions of its own, and compiling is one that takes minutes: then a
+    thread ends the process.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    free = threading.current_thread() is threading.main_thread()
+    if not free or any(signal.getsignal(number) != handler for number, handler in usual.items()):
+        yield
+        return
+    unwinding = threading.Event()
+
+    def interrupt(number, frame):
+        if not unwinding.is_set():
+            unwinding.set()
+            raise Interrupted(number)
+
+    def watch():
+        for count in itertools.count():
+            number = 0
+            while number not in SIGNALS:
+                if not (byte := os.read(reading, 1)):
+                    return os.close(reading)
+                number = byte[0]
+            if count or not unwinding.wait(PATIENCE):  # twice means at once
+                for path in unfinished:
+                    shutil.rmtree(path, ignore_errors=True)
+                print(f"\n{words(number)}", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in usual:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(writing)
 
 
 def check_names() -> None:

@@ -40,7 +40,7 @@ def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
 
     price: of one chip for one hour, 0 for unknown.
     """
-    chip, devices = CHIPS[topology.partition(":")[0]], aot.slice_devices(topology)
+    chip, devices = slice_of(topology)
     mesh = parallel.make_mesh(config.mesh, devices)
     flops = forward_flops(config)
     found: dict[str, Any] = {
@@ -56,6 +56,12 @@ def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
     if not found["train"]["fits"]:
         found["train"]["advice"] = advice(config, mesh, found["train"]["used"])
     return found
+
+
+def slice_of(topology: str) -> tuple[Chip, list]:
+    """Its kind of chip, and the chips, for the compiler only. UserError for what is no slice."""
+    devices = aot.slice_devices(topology)
+    return CHIPS[topology.partition(":")[0]], devices
 
 
 def say(words: str) -> None:
@@ -236,7 +242,7 @@ def candidates(config: configs.Config, chip: Chip, devices: list) -> list[tuple]
 
 def search(config: configs.Config, topology: str) -> list[dict]:
     """Compiles the train step of every candidate, fastest first, until one fits: that is the best."""
-    chip, devices = CHIPS[topology.partition(":")[0]], aot.slice_devices(topology)
+    chip, devices = slice_of(topology)
     tried, found = candidates(config, chip, devices), []
     for index, (expected, candidate, mesh) in enumerate(tried, 1):
         words = " ".join(

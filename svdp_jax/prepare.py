@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     mine, beam = parted(arguments)
     options = parser().parse_args(mine)
-    say_errors("prepare", lambda: run(options, beam))
+    say_errors("prepare", lambda: run(options, beam), "the same command goes on where it was")
 
 
 def parted(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -1,8 +1,12 @@
 """The page: through its clients, and in a real browser where one is installed."""
 
 import dataclasses
+import os
 import shutil
+import socket
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +21,9 @@ from svdp_jax.media import video
 from svdp_jax.media.images import write_image
 from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models.svdp import SVDP
+from svdp_jax.page import studio as studios, visits
+from svdp_jax.page.shown import Progress
+from svdp_jax.page.visits import Given
 from svdp_jax.toy import example
 from svdp_jax.weights import checkpoint, shipped
 
@@ -47,7 +54,7 @@ def animator() -> Animator:
 @pytest.fixture(scope="module")
 def served(animator, drawn) -> str:
     """The address of a page. `drawn` comes first, for its short examples."""
-    with demo.serving(animator, LONGEST, "1mb", server_name="127.0.0.1") as url:
+    with demo.serving(animator, LONGEST, "1mb", "127.0.0.1", demo.free_port("127.0.0.1", None)) as url:
         yield url
 
 
@@ -179,8 +186,8 @@ def test_an_upload_over_the_limit_is_refused(served):
 
 
 @pytest.fixture
-def studio(animator, tmp_path) -> demo.Studio:
-    return demo.Studio(animator, tmp_path, LONGEST)
+def studio(animator, drawn, tmp_path) -> studios.Studio:
+    return studios.Studio(animator, tmp_path, LONGEST, [drawn])
 
 
 def play(studio, drawn, visitor="a"):
@@ -189,15 +196,92 @@ def play(studio, drawn, visitor="a"):
     return studio.animate(drawn.source, drawn.driving, *choices, False, 2, 2.0, 2.5, 1.0, 0, request)
 
 
-def test_old_results_make_room(studio, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "KEPT", 2)
-    results = [list(play(studio, drawn))[-1][2:] for _ in range(5)]
-    (tmp_path / "upload").mkdir()
-    left = {str(path) for path in (tmp_path / demo.RESULTS).iterdir()}
-    assert left == {path for pair in results[-3:] for path in pair}
-    monkeypatch.setattr(demo, "FORGOTTEN", -1)
-    studio.new_paths()
-    assert [path.name for path in tmp_path.iterdir()] == [demo.RESULTS]
+def test_old_results_of_a_visitor_make_room_for_new_ones(studio, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(visits, "KEPT", 2)
+    others = list(play(studio, drawn, "b"))[-1][2:]
+    results = [list(play(studio, drawn))[-1][2:] for _ in range(4)]
+    left = {str(path) for path in (tmp_path / visits.RESULTS).glob("*/*")}
+    assert left == {*others, *results[-2], *results[-1]}
+
+
+def upload(folder: Path, name: str) -> str:
+    """A file where Gradio keeps uploads, two hours old."""
+    path = folder / f"digest of {name}" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    for old in (path, path.parent):
+        os.utime(old, times=(time.time() - 7200,) * 2)
+    return str(path)
+
+
+def test_files_live_as_long_as_their_session(tmp_path):
+    everyone = visits.Visits(tmp_path)
+    mine, other = everyone.of("a"), everyone.of("b")
+    one, shared, others, nobodys = (upload(tmp_path, name) for name in ("one", "shared", "others", "nobodys"))
+    (tmp_path / "stray").touch()
+    os.utime(tmp_path / "stray", (0, 0))
+    mine.use(Given(one, shared)), other.use(Given(others, shared))
+    everyone.of("a")
+    there = lambda: {path.name for path in tmp_path.glob("*/*") if path.is_file()}
+    assert there() == {"one", "shared", "others"} and not (tmp_path / "stray").exists()
+    everyone.close("a")
+    everyone.of("b")
+    assert there() == {"one", "shared", "others"}  # the page may come back
+    mine.seen -= visits.FORGOTTEN + 1
+    everyone.of("b")
+    assert there() == {"shared", "others"} and not mine.folder.exists()
+
+
+def test_callers_who_never_leave_are_forgotten_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(visits, "MANY", 3)
+    everyone = visits.Visits(tmp_path)
+    first = everyone.of("0")
+    first.seen -= visits.FORGOTTEN + 1
+    for number in range(1, 5):
+        everyone.of(str(number))
+    assert not first.folder.exists() and len(list((tmp_path / visits.RESULTS).iterdir())) == 4
+
+
+OLD = Given("a.png", "a.mp4", 2, 3, "none", "none", "a.npy")
+
+
+@pytest.mark.parametrize(
+    "before, now, settled",
+    [
+        (OLD, OLD._replace(source="b.png"), Given("b.png", "a.mp4", 0, 3, "auto", "none", "a.npy")),
+        (OLD, OLD._replace(driving="b.mp4"), Given("a.png", "b.mp4", 2, 0, "none", "auto", None)),
+        (OLD, OLD._replace(driving=None), Given("a.png", None, 2, 0, "none", "auto", None)),
+        (OLD, OLD._replace(driving="b.mp4", landmarks="b.npy"), Given("a.png", "b.mp4", 2, 0, "none", "auto", "b.npy")),
+        (OLD, OLD._replace(landmarks="b.npy"), OLD._replace(landmarks="b.npy")),
+        # What was chosen first is kept for the file that comes then.
+        (OLD._replace(driving=None), OLD, OLD),
+    ],
+)
+def test_what_was_chosen_for_a_file_goes_with_it(before, now, settled):
+    assert visits.settled(before, now) == settled
+
+
+def test_a_look_that_was_overtaken_is_not_shown(studio, drawn, monkeypatch):
+    request, prepared = SimpleNamespace(session_hash="a"), studio.prepared
+    studio.choose(0, request)
+
+    def slow(given):
+        studio.change(request, "other.png", *given[1:])
+        return prepared(given)
+
+    monkeypatch.setattr(studio, "prepared", slow)
+    assert studio.look(request) == gradio.skip()
+    monkeypatch.setattr(studio, "prepared", prepared)
+    assert "other.png is no longer on the server" in studio.look(request)
+
+
+def test_a_failure_of_ours_is_said_and_logged(studio, drawn, monkeypatch, capsys):
+    monkeypatch.setattr(studio, "film", lambda *_: 1 / 0)
+    running = play(studio, drawn)
+    assert "Looking" in next(running)[1] and studios.BROKEN in next(running)[1]
+    with pytest.raises(gradio.Error, match="the server has failed"):
+        next(running)
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -212,18 +296,48 @@ def test_a_stopped_animation_ends_at_the_next_step_and_leaves_nothing(studio, dr
     else:
         studio.stop(SimpleNamespace(session_hash="a"))
         assert list(running) == [("", "Stopped.", None, None)]
-    assert len(slow) <= before + 1 and list(studio.running) == ["b"]
-    assert not list((tmp_path / demo.RESULTS).iterdir())
+    assert len(slow) <= before + 1 and studio.visits.of("a").running is None and studio.visits.of("b").running
+    assert not list((tmp_path / visits.RESULTS).glob("*/*"))
     assert list(other)[-1][1] == "Finished."
 
 
 def test_progress_counts_segments_steps_and_frames():
-    progress = demo.Progress(frames=10, segment=4, steps=5)
+    progress = Progress(frames=10, segment=4, steps=5)
     progress.step(Step(1, 2))
     progress.done, progress.start = 4, time.monotonic() - 8
     assert str(progress) == (
-        "<progress max=15 value=8></progress><br>Segment 2 of 3, step 3 of 5; 4 of 10 frames done, about 7 s left"
+        "<progress aria-label='Sampling steps' max=15 value=8></progress><br>Segment 2 of 3, step 3 of 5; 4 of 10 frames done, about 7 s left"
     )
+
+
+# --- the command
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--port", "0"], "give one from 1 to 65535"),
+        (["--port", "99999"], "give one from 1 to 65535"),
+        (["--port", "TAKEN"], "in use"),
+        (["--host", "203.0.113.7"], "no address of this machine"),
+        (["--host", "no such name"], "no address of this machine"),
+        (["--longest", "nan"], "a number of seconds above 0"),
+        (["--longest", "-1"], "a number of seconds above 0"),
+        (["--largest", "much"], "a size such as 50mb"),
+        (["--root-path", "svdp"], "a prefix such as /svdp"),
+    ],
+)
+def test_what_would_fail_after_the_compilation_is_one_sentence_before(monkeypatch, capsys, options, sentence):
+    monkeypatch.setattr(demo.Animator, "load", lambda _: pytest.fail("the model is loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        options = [str(taken.getsockname()[1]) if option == "TAKEN" else option for option in options]
+        monkeypatch.setattr(sys, "argv", ["demo", *options])
+        with pytest.raises(SystemExit) as ended:
+            demo.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("demo: ") and sentence in said and said.count("\n") == 1
 
 
 # --- in a browser
@@ -286,15 +400,100 @@ def test_a_visitor_sees_all_of_it(browser, served, slow, animator, tmp_path):
     page.screenshot(path=tmp_path / "finished.png"), other.screenshot(path=tmp_path / "stopped.png")
 
 
+def give(page, where, path) -> None:
+    page.locator(f"#{where} input[type=file]").first.set_input_files(path)
+
+
+def clear(page, where) -> None:
+    page.locator(f"#{where} button[aria-label=Clear], #{where} button[aria-label='Remove Image']").first.click()
+
+
+def seen(page, where="preview") -> str:
+    return page.locator(f"#{where}").inner_text()
+
+
 def test_a_visitor_is_told_what_is_wrong(browser, served, drawn, tmp_path):
     page = browser.new_page()
     page.goto(served)
     (tmp_path / "text.mp4").write_text("this is no video")
     (tmp_path / "big.mp4").write_bytes(bytes(2_000_000))
-    give = lambda where, path: page.locator(f"#{where} input[type=file]").first.set_input_files(path)
-    give("driving", tmp_path / "big.mp4")
+    give(page, "driving", tmp_path / "big.mp4")
     assert until(lambda: "maximum allowed size" in page.locator("body").inner_text())
-    give("source", drawn.source)
-    give("driving", tmp_path / "text.mp4")
-    assert until(lambda: page.get_by_text("text.mp4: not a video that can be read").count())
+    give(page, "source", drawn.source)
+    give(page, "driving", tmp_path / "text.mp4")
+    assert until(lambda: "text.mp4: not a video that can be read" in seen(page)), seen(page)
+    page.get_by_role("button", name="Animate").click()
+    assert until(lambda: "text.mp4: not a video that can be read" in told(page) and "Looking" not in told(page))
     page.screenshot(path=tmp_path / "told.png")
+    # With another file the sentences are gone.
+    clear(page, "driving")
+    assert until(lambda: "text.mp4" not in seen(page) + told(page))
+
+
+@pytest.fixture(scope="module")
+def own(drawn, tmp_path_factory) -> dict[str, str]:
+    """A visitor's files, of another shape than the examples: a grey picture, and a film of 4 frames."""
+    folder = tmp_path_factory.mktemp("own")
+    write_image(folder / "own.png", canvas(96, 80))
+    with VideoWriter(folder / "own.mp4", 10) as writer:
+        for frame in list(video.read_frames(drawn.driving))[:4]:
+            writer.write(frame.image)
+    return {"source": str(folder / "own.png"), "driving": str(folder / "own.mp4")}
+
+
+def complaints(page) -> int:
+    return page.locator(".toast-wrap .toast-body").count()
+
+
+def test_an_example_chosen_after_own_files_is_the_example(browser, served, own):
+    page = browser.new_page()
+    page.goto(served)
+    give(page, "source", own["source"]), give(page, "driving", own["driving"])
+    assert until(lambda: "no face is found" in seen(page))
+    page.get_by_text("Example 1").click()
+    assert until(lambda: "8 frames" in seen(page))
+    assert "no face" not in seen(page) and not complaints(page)
+    page.get_by_role("button", name="Animate").click()
+    assert until(lambda: "Finished." in told(page))
+
+
+def test_own_files_after_an_example_are_not_cropped_as_it_was(browser, served, own, drawn):
+    page = opened(browser, served)
+    page.get_by_role("button", name="Animate").click()
+    assert until(lambda: "Finished." in told(page))
+    clear(page, "driving"), give(page, "driving", own["driving"])
+    # The result of the old film is gone, and so are its landmarks and crop.
+    assert until(lambda: "4 frames" in seen(page) and not told(page) and not page.locator("#result video").count())
+    page.get_by_text("Faces and cropping").click()
+    assert page.locator("#landmarks").get_by_text("landmarks.npy").count() == 0
+    # The same landmarks, given anew, belong to the own film now.
+    give(page, "landmarks", drawn.landmarks)
+    assert until(lambda: "landmarks.npy" in seen(page))
+    page.get_by_text("Example 2").click()
+    assert until(lambda: "8 frames" in seen(page)) and not complaints(page)
+
+
+def test_another_file_stops_what_is_made_of_the_old_one(browser, served, own, slow):
+    page = opened(browser, served)
+    page.get_by_role("button", name="Animate").click()
+    assert until(lambda: "step" in told(page))
+    clear(page, "source"), give(page, "source", own["source"])
+    assert until(lambda: "step" not in told(page) and "no face is found" in seen(page)), (told(page), seen(page))
+    before = len(slow)
+    time.sleep(0.5)
+    assert len(slow) <= before + 1 and "step" not in told(page)
+
+
+SERIOUS = ("serious", "critical")
+
+
+def test_axe_finds_nothing_serious_that_is_ours(browser, served):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = opened(browser, served)
+    page.get_by_text("Faces and cropping").click(), page.get_by_text("Sampling").click()
+    page.get_by_role("button", name="Animate").click()
+    assert until(lambda: "Finished." in told(page))
+    found = axe.Axe().run(page).response["violations"]
+    print([(rule["id"], rule["impact"], [node["html"][:150] for node in rule["nodes"]]) for rule in found])
+    serious = [(rule["id"], node["html"]) for rule in found if rule["impact"] in SERIOUS for node in rule["nodes"]]
+    assert not serious

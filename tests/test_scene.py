@@ -153,5 +153,5 @@ def test_bad_landmarks_are_one_sentence(tmp_path, content, sentence):
     ],
 )
 def test_arrays_that_are_no_pictures_are_refused(source, driving):
-    with pytest.raises(UserError, match="pictures are uint8"):
+    with pytest.raises(UserError, match="an array uint8 .* not an array of"):
         scene.prepare(source, driving, 16, source_crop="none")

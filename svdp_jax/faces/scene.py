@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from svdp_jax.errors import UserError
-from svdp_jax.faces import face as faces, follow as following, landmarks as points
+from svdp_jax.faces import arguments, face as faces, follow as following, landmarks as points
+from svdp_jax.faces.arguments import CROPS as CROPS
 from svdp_jax.faces.driving import Driving, DrivingFrame, driving_frames, prepare_driving
 from svdp_jax.faces.paste import paste
 from svdp_jax.media import video
 from svdp_jax.media.images import enlarged, read_image, side_by_side
 
-CROPS = ("auto", "none")
 FPS = Fraction(25)  # of pictures that come without a rate
 
 
@@ -80,9 +79,10 @@ def prepare(
     portraits that are cropped already. landmarks: a file of the driver's, `faces.landmarks`.
     show: wraps the stream of driving frames, as tqdm does.
     """
-    for crop in (source_crop, driving_crop):
-        if crop not in CROPS:
-            raise UserError(f"{crop!r} is no way to crop; choose one of {', '.join(CROPS)}.")
+    arguments.check(
+        source=source, face=face, driving_face=driving_face, source_crop=source_crop, driving_crop=driving_crop,
+        landmarks=landmarks, show=show,
+    )  # fmt: skip
     picture = source_picture(source)
     box = square(picture) if source_crop == "none" else following.source_box(picture, face, named(source))
     clip = as_clip(driving, fps)
@@ -95,21 +95,16 @@ def prepare(
 
 def source_picture(source) -> np.ndarray:
     """(h, w, 3) uint8 of a path, or such an array itself."""
-    return check(source, 3) if isinstance(source, np.ndarray) else read_image(source)
+    return source if isinstance(source, np.ndarray) else read_image(source)
 
 
 def as_clip(driving, fps: Fraction):
-    """A path as it is; pictures as a `video.Clip`."""
-    if isinstance(driving, (np.ndarray, list, tuple)):
-        return video.Clip(check(np.asarray(driving), 4), Fraction(fps))
-    return driving
-
-
-def check(array: np.ndarray, dimensions: int) -> np.ndarray:
-    if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
-        wanted = "(h, w, 3)" if dimensions == 3 else "(f, h, w, 3)"
-        raise UserError(f"an array of {array.dtype} {array.shape} was given; pictures are uint8 {wanted}.")
-    return array
+    """A path or `video.Clip` as it is; pictures as a `video.Clip`."""
+    if isinstance(driving, video.Clip):
+        return driving
+    arguments.check(driving=driving, fps=fps)
+    pictures = isinstance(driving, (np.ndarray, list, tuple))
+    return video.Clip(np.asarray(driving), Fraction(fps)) if pictures else driving
 
 
 def named(source) -> str:

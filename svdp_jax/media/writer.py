@@ -17,6 +17,7 @@ import av
 import av.filter
 import numpy as np
 
+from svdp_jax import errors
 from svdp_jax.errors import UserError
 from svdp_jax.files import apart
 from svdp_jax.media.images import write_image
@@ -80,6 +81,7 @@ class VideoWriter:
 
     def __enter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+        errors.unfinished.add(self.folder)
         return self
 
     def write(self, image: np.ndarray, time: Fraction | None = None) -> None:
@@ -103,6 +105,7 @@ class VideoWriter:
                 os.replace(self.folder / self.target.name, self.target)
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+            errors.unfinished.discard(self.folder)
 
 
 class _Mp4:

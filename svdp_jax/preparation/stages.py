@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from svdp_jax.faces import networks
 from svdp_jax.preparation import alike, crops, drivers, encode, gates, ingest, jobs, left, work
 from svdp_jax.preparation.contents import Contents, digest
 from svdp_jax.preparation.jobs import Job, Settings, plain
@@ -24,7 +25,7 @@ from svdp_jax.toy import footage
 from svdp_jax.weights import shipped
 
 # Raised by whoever lets a stage make something else of the same input: its results are then made anew.
-CODE = {"faces": 1, "crops": 1, "masks": 1, "pairs": 1, "encode": 1}
+CODE = {"faces": 2, "crops": 1, "masks": 2, "pairs": 1, "encode": 1}
 LATE = {"yaw"}  # facts that are first known of the masks
 
 
@@ -67,7 +68,7 @@ def _faces(g: Given) -> list[Job]:
     result = lambda source: g.out / "faces" / f"{source.name}.json"
     made_from = lambda source: {
         "code": CODE["faces"], "film": source.content, "segments": source.segments,
-        "--longest": g.settings.longest, "landmarks": _landmarks(g, source.name),
+        "--longest": g.settings.longest, "landmarks": _landmarks(g, source.name), "finder": networks.finder(),
     }  # fmt: skip
     return [Job(work.find_faces, g.out, g.settings, s, result(s), plain(made_from(s))) for s in g.sources]
 

@@ -172,7 +172,7 @@ def folder_clips(data: configs.Data, cache: Path) -> list[np.ndarray]:
 def cropped(path: Path, size: int, cache: Path) -> np.ndarray:
     """The crops of one video, from the cache where they are there."""
     stat = path.stat()
-    finder = "networks" if networks.located() else "cascades, confirmed"  # another finds and keeps something else
+    finder = networks.finder()  # another finds and keeps something else
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {size} {finder}".encode())
     target = cache / f"{key.hexdigest()[:16]}.npy"
     if not readable(target):

@@ -1,0 +1,190 @@
+"""What happens behind the page: looking at what was given, and animating it."""
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import gradio as gr
+
+from svdp_jax.animator import Animator, Step
+from svdp_jax.config import Sampling
+from svdp_jax.errors import UserError
+from svdp_jax.faces import face as faces, scene as scenes
+from svdp_jax.media import video
+from svdp_jax.page.shown import Progress, alert, framed, picture, sentence
+from svdp_jax.page.visits import USUAL, Given, Visit, Visits, settled
+from svdp_jax.toy import example
+
+PACE = 0.1  # seconds between two updates of the page
+PREVIEWED = 4  # driving frames that are shown before computing
+BROKEN = "the server has failed; whoever runs it finds the reason in its output."
+NOTHING = ("", "", None, None)  # in place of a newest frame, of how far it is, of a result and its comparison
+
+
+class Stopped(Exception):
+    """A visitor has pressed Cancel, has given another file, or has gone."""
+
+
+class Studio:
+    """Visitors are told apart by Gradio's session hash. `Given` comes as the values of the page's form, in its order."""
+
+    def __init__(self, animator: Animator, folder: Path, longest: float, examples: list[example.Example]):
+        """folder: where Gradio keeps uploads. longest: seconds of driving video that are taken."""
+        self.animator, self.longest = animator, longest
+        self.examples = [Given(**files._asdict()) for files in examples]
+        self.visits = Visits(folder)
+        # The preview's work is not done again by the animation that follows it.
+        self.prepared = lru_cache(maxsize=4)(self.prepare)
+
+    # What a visitor does changes the state of their session; it gives the form, and what is shown of results.
+
+    def change(self, request: gr.Request, *form) -> tuple:
+        visit = self.visits.of(request.session_hash)
+        return settle(visit, settled(visit.given, Given(*form)), form)
+
+    def choose(self, number: int, request: gr.Request) -> tuple:
+        """One of the examples, as a whole."""
+        return settle(self.visits.of(request.session_hash), self.examples[number])
+
+    def stop(self, request: gr.Request) -> None:
+        self.visits.of(request.session_hash).stop()
+
+    def close(self, request: gr.Request) -> None:
+        self.visits.close(request.session_hash)
+
+    # What is made of it
+
+    def prepare(self, given: Given) -> scenes.Scene:
+        if not all(given.files):
+            raise UserError("give a picture and a driving video, or choose an example.")
+        for file in given.paths:
+            if not os.path.exists(file):
+                raise UserError(f"{file} is no longer on the server, as this page was away for long; give it again.")
+        seconds = float(video.probe(given.driving).duration)
+        if seconds > self.longest:
+            raise UserError(f"the video has {seconds:.0f} seconds, but {self.longest:g} are allowed; cut it first.")
+        return scenes.prepare(size=self.animator.size, **given._asdict())
+
+    def look(self, request: gr.Request):
+        """What will be animated, as HTML: the face found, crops, and what is seen of the driver; or what is wrong."""
+        visit = self.visits.of(request.session_hash)
+        given, shown = visit.given, ""
+        if all(given.files):
+            try:
+                with told():
+                    shown = preview(self.prepared(given))
+            except gr.Error as error:
+                shown = alert(error.message)
+        return shown if visit.given is given else gr.skip()  # another look is on its way
+
+    def animate(
+        self,
+        source,
+        driving,
+        face,
+        driving_face,
+        source_crop,
+        driving_crop,
+        landmarks,
+        paste_back,
+        steps,
+        guide_source,
+        guide_driving,
+        guide_past,
+        seed,
+        request: gr.Request,
+    ) -> Iterator[tuple]:
+        """Yields what the page shows: newest frame, how far it is, and at the end result and comparison."""
+        visit = self.visits.of(request.session_hash)
+        given = Given(source, driving, face, driving_face, source_crop, driving_crop, landmarks)
+        visit.use(given)
+        stop = visit.running = threading.Event()
+        shift = self.animator.config.sampling.shift
+        sampling = Sampling(steps, shift, guide_source, guide_driving, guide_past)
+        paths = visit.new_paths()
+        try:
+            if visit.given.files not in (USUAL.files, given.files):  # another file was given while this was waiting
+                raise Stopped
+            yield "", "Looking at picture and video ...", None, None
+            with told():
+                scene, last = self.prepared(given), ""
+                for last, text in self.film(scene, paths, stop, paste_back, sampling, seed):
+                    yield last, text, None, None
+            yield last, "Finished.", *paths
+        except Stopped:
+            yield "", "Stopped.", None, None
+        except gr.Error as error:
+            yield "", alert(error.message), None, None
+            raise
+        finally:
+            visit.running = None
+
+    def film(self, scene, paths, stop, paste_back, sampling, seed) -> Iterator[tuple[str, str]]:
+        """Writes result and comparison; yields the newest frame and how far it is, no faster than PACE."""
+        progress = Progress(scene.info.frames, self.animator.config.data.frames, sampling.steps)
+        image, shown_at = "", 0.0
+        with contextlib.ExitStack() as stack:
+            result, comparison = (stack.enter_context(self.animator.writer(path, scene.driving.path)) for path in paths)
+            for event in self.animator.play(scene, seed=seed, sampling=sampling, watch=True):
+                if stop.is_set():
+                    raise Stopped
+                if isinstance(event, Step):
+                    progress.step(event)
+                else:
+                    frame = scene.shown(event, paste_back=paste_back)
+                    result.write(frame, event.time)
+                    comparison.write(scene.shown(event, True, paste_back), event.time)
+                    progress.done += 1
+                    image = f"<div class=made>{picture(frame, f'Frame {progress.done} of the result')}</div>"
+                if time.monotonic() - shown_at > PACE:
+                    yield image, str(progress)
+                    shown_at = time.monotonic()
+        yield image, str(progress)
+
+
+def settle(visit: Visit, given: Given, form: tuple = (object(),) * len(USUAL)) -> tuple:
+    """The visit's new state; with other files, what was made of the old ones is gone.
+
+    What the form shows already is not sent: it may have changed again in the meantime.
+    """
+    replaced = given.files != visit.given.files
+    visit.given = given
+    visit.use(given)
+    if replaced:
+        visit.stop()
+    changed = [gr.skip() if new == old else new for new, old in zip(given, form, strict=True)]
+    return *changed, *(NOTHING if replaced else [gr.skip()] * len(NOTHING))
+
+
+@contextlib.contextmanager
+def told():
+    """What went wrong becomes a message on the page: a UserError its sentence, all else that there was something."""
+    try:
+        yield
+    except (gr.Error, Stopped, GeneratorExit):
+        raise
+    except UserError as error:
+        raise gr.Error(sentence(error), print_exception=False) from None
+    except Exception:
+        traceback.print_exc()
+        raise gr.Error(BROKEN, print_exception=False) from None
+
+
+def preview(scene: scenes.Scene) -> str:
+    apart = max(1, scene.info.frames // PREVIEWED)
+    frames = itertools.islice(scene.driver(), 0, PREVIEWED * apart, apart)
+    views = [framed(scene.picture, scene.box), scene.source]
+    names = ["The picture, its crop framed", "The crop of the picture"]
+    for number, frame in enumerate(frames):
+        views += [frame.crop, frame.masked]
+        names += [f"Frame {number * apart + 1} of the driver", "What is seen of it: eyes, nose and mouth"]
+    shown = "".join(map(picture, views, names))
+    bridged = "".join(f" No face in frames {a} to {b}: bridged." for a, b in faces.missing(scene.driving.track))
+    about = f"{scene.info.frames} frames, {float(scene.info.fps):.5g} per second.{bridged}"
+    return f"What will be used: picture, its crop, driver and what is seen of it.<div class=pictures>{shown}</div>{about}"

@@ -1,0 +1,52 @@
+"""How commands end when they are told to: one sentence, and nothing half-made."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = """
+import sys, time
+from svdp_jax.errors import say_errors
+from svdp_jax.media.writer import VideoWriter
+def main():
+    with VideoWriter(sys.argv[1], 25):
+        print("begun", flush=True)
+        {work}
+say_errors("animate", main)
+"""
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_ends_a_command_in_one_sentence(tmp_path, number, name):
+    line = [sys.executable, "-c", CODE.format(work="time.sleep(60)"), str(tmp_path / "z.mp4")]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert errors == f"animate: stopped by {name}; nothing half-made is left.\n"
+    assert process.returncode == 128 + number and not list(tmp_path.iterdir())
+
+
+def test_a_command_that_hears_nothing_ends_too(tmp_path):
+    """As compiling is: one call that returns to Python after a minute, and goes on where a signal comes."""
+    code = CODE.format(work="wait()").replace("def main", DEAF + "def main")
+    line = [sys.executable, "-c", code, str(tmp_path / "z.mp4")]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert errors == "\nanimate: stopped by SIGTERM; nothing half-made is left.\n"
+    assert process.returncode == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
+
+
+# SQLite's loop runs in one call of C with Python's lock released, and hears nothing.
+DEAF = """
+import sqlite3
+def wait():
+    sqlite3.connect(":memory:").execute(
+        "with recursive n(i) as (select 1 union all select i + 1 from n where i < 1e9) select sum(i) from n").fetchall()
+"""
