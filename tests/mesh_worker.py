@@ -127,7 +127,7 @@ def per_frame_block() -> str:
         tokens = jax.ShapeDtypeStruct((8, FRAMES, 12, 64), "float32", sharding=place)
         text = jax.ShapeDtypeStruct((8, FRAMES, 5, 64), "float32", sharding=place)
         cond = jax.ShapeDtypeStruct((8, 1, 64), "float32", sharding=parallel.sharding(mesh, "batch"))
-        attend = partial(attention.frame_attention, frames=attention.Frames(FRAMES))
+        attend = partial(attention.frame_attention, frames=attention.Frames(FRAMES), asked=attention.Frames(FRAMES))
         run = lambda w, x, t, c: nnx.merge(graph, w)(x, t, c, attend)
         step = jax.jit(lambda *x: parallel.constrain(run(*x), "batch", "frames"))
         return step.lower(weights, tokens, text, cond).compile().as_text()
