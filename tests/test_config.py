@@ -129,7 +129,7 @@ SHAPES = [(path, marks) for path, kind, marks in FIELDS if kind is int and path.
 
 @pytest.mark.parametrize("path, marks", SHAPES, ids=[path for path, _ in SHAPES])
 def test_the_largest_shapes_are_taken_or_said_before_a_run_starts(path, marks, tmp_path):
-    """By the config as a whole, or by what looks at machine and disk. `tests/reference/soak.py` tries every field."""
+    """By the config as a whole, or by what looks at machine and disk."""
     largest = next(mark.most for mark in marks if isinstance(mark, configs.Range))
     said = refused(path, largest)
     assert "\n" not in said

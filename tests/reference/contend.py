@@ -1,7 +1,7 @@
 """Two runs that contend for one work folder, and what else may befall it, at random moments.
 
     python tests/reference/contend.py WORK            # 200 faults
-    python tests/reference/contend.py WORK 10 [SEED]
+    python tests/reference/contend.py WORK 10 [SEED]     # told again, it goes on where it was
 
 Each time two processes start the same training, something is done to them or to the folder, and the
 command is given again until the run is at its end, with --restart only where it is refused for want of
@@ -13,6 +13,7 @@ Prints a table of what was done, how often, what was said, and what was lost; en
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -205,25 +206,25 @@ SAID = (
 LOST = "begin anew with --restart, which keeps what is there"  # of the refusals, that for want of a sound checkpoint
 
 
-def wrong_in(work: Path, reference: dict[int, dict]) -> list[str]:
-    """What of a folder's checkpoints is not as in the undisturbed run."""
-    found = []
+def states(work: Path) -> dict[str, str]:
+    """Hashes of all arrays of every sound checkpoint, by step."""
+    found = {}
     for step, folder in checkpoint.run_checkpoints(work):
         with contextlib.suppress(UserError):  # damaged, and so no one's
             files.verify(folder)
-            state = harness.state(work, step)
-            found += [f"step {step}: {name}" for name in harness.differing(state, reference[step])]
+            arrays = sorted(harness.state(work, step).items())
+            found[str(step)] = hashlib.sha256(b"".join(name.encode() + x.tobytes() for name, x in arrays)).hexdigest()
     return found
 
 
-def within_a_child(check: Callable[[], list[str]]) -> list[str]:
-    """What a check finds, in a process of its own: this one may start none of JAX's threads before it forks."""
+def within_a_child(look: Callable[[], dict]) -> dict:
+    """What is found, in a process of its own: this one may start none of JAX's threads before it forks."""
     read, write = os.pipe()
     if os.fork() == 0:
         try:
-            os.write(write, json.dumps(check()).encode()[:60000])
+            os.write(write, json.dumps(look()).encode())
         except BaseException as error:
-            os.write(write, json.dumps([f"{type(error).__name__}: {error}"[:1000]]).encode())
+            os.write(write, json.dumps({"error": f"{type(error).__name__}: {error}"[:1000]}).encode())
         os._exit(0)
     os.close(write)
     with open(read, "rb") as file:
@@ -232,12 +233,8 @@ def within_a_child(check: Callable[[], list[str]]) -> list[str]:
     return json.loads(content)
 
 
-def reference_states(work: Path) -> dict[int, dict]:
-    return {step: harness.state(work, step) for step, _ in checkpoint.run_checkpoints(work)}
-
-
-def once(base: Path, number: int, seed: int) -> dict:
-    """One fault, and the run to its end after it."""
+def once(base: Path, whole: dict[str, str], number: int, seed: int) -> dict:
+    """One fault, and the run to its end after it. whole: states of the undisturbed run."""
     draw = random.Random(f"{seed} {number}")
     name = list(FAULTS)[number % len(FAULTS)]
     act, harm = FAULTS[name]
@@ -259,7 +256,7 @@ def once(base: Path, number: int, seed: int) -> dict:
     time.sleep(draw.uniform(0, LONGEST if early else 0.2))
     act(work, processes, draw)
     codes = [process.end() for process in processes]
-    lost = within_a_child(lambda: wrong_in(work, reference_states(base / "whole"))) if work.exists() else []
+    lost: list[str] = []
     # A contender of another seed may have been first; then this is its folder.
     config = json.loads((work / "config.json").read_text()) if (work / "config.json").exists() else {"seed": 0}
     if config["seed"]:
@@ -290,7 +287,8 @@ def once(base: Path, number: int, seed: int) -> dict:
             break
     else:
         lost.append(f"not at its end after {STARTS} starts: {words[-300:]}")
-    lost += within_a_child(lambda: wrong_in(work, reference_states(base / "whole")))
+    found = within_a_child(lambda: states(work))
+    lost += [f"step {step} is another's" for step in found if found[step] != whole.get(step)]
     steps = [line["step"] for line in harness.metrics(work)]
     if steps != list(range(1, harness.STEPS + 1)):
         lost.append(f"metrics of steps {steps}")
@@ -311,15 +309,15 @@ def main(base: Path, count: int, seed: int) -> int:
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     little_run.config = keeping_all(little_run.config)
     records.SOURCES["toy"] = little_run.noise
-    whole = base / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    run = Process(whole, base / "whole.log")
+    shutil.rmtree(base / "whole", ignore_errors=True)
+    run = Process(base / "whole", base / "whole.log")
     assert run.end() == 0, run.said()
-    results = []
-    for number in range(count):
-        results.append(once(base, number, seed))
-        if results[-1]["lost"]:
-            print(number, results[-1], flush=True)
+    whole, noted = within_a_child(lambda: states(base / "whole")), base / f"results{seed}.jsonl"
+    results = [json.loads(line) for line in noted.read_text().splitlines()][:count] if noted.exists() else []
+    with open(noted, "a", buffering=1) as file:
+        for number in range(len(results), count):
+            results.append(once(base, whole, number, seed))
+            file.write(json.dumps(results[-1]) + "\n")
     print("| done to the run | times | starts | said, so often | lost |\n|---|---|---|---|---|")
     for name in FAULTS:
         mine = [result for result in results if result["name"] == name]
