@@ -288,7 +288,12 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_it_wrote_down(tmp_path)
     for mark in ("prompt", "start", "backbone", "codec"):
         del marks[mark]
     (tmp_path / "fingerprint.json").write_text(json.dumps(marks))
+    told = json.loads((tmp_path / "config.json").read_text())
+    del told["watch_every"], told["flow"]["shift"]  # as fields that were added later, with what they are by default
+    (tmp_path / "config.json").write_text(json.dumps(told))
     assert identity.changes(tmp_path, little_run.config()) == []
+    (tmp_path / "config.json").write_text(json.dumps(told | {"gone": 1}))
+    assert identity.changes(tmp_path, little_run.config())[0] == "config.flow.shift is 3.0 and was None"
     (tmp_path / "config.json").unlink()
     assert "its config.json is missing" in identity.changes(tmp_path, little_run.config())[0]
 

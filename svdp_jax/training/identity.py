@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from svdp_jax import config as configs
+from svdp_jax.errors import UserError
 from svdp_jax.files import MANIFEST, read_json, write_whole
 from svdp_jax.training import records
 from svdp_jax.weights import checkpoint
@@ -96,7 +97,7 @@ def write(workdir: Path, config: configs.Config) -> None:
 
 def changes(workdir: Path, config: configs.Config) -> list[str]:
     """What is other now than when the run in a work folder was started, a clause each."""
-    before, now = (flat(x) for x in (read_json(workdir / "config.json"), as_json(config)))
+    before, now = (flat(x) for x in (stored(workdir / "config.json"), as_json(config)))
     marks, here = read_json(workdir / "fingerprint.json"), fingerprint(config)
     if not before:
         return ["its config.json is missing or damaged, so that it cannot be compared"]
@@ -113,6 +114,15 @@ def changes(workdir: Path, config: configs.Config) -> list[str]:
         if field in told and marks[mark] != here[mark]
     ]
     return found + ["the code of svdp_jax is not that it was started with"] * (marks.get("code") != here["code"])
+
+
+def stored(path: Path) -> dict:
+    """A run's config as it was written; a field that has been added since is as by default."""
+    values = read_json(path)
+    try:
+        return as_json(configs.build(configs.Config, values, "config"))
+    except UserError:
+        return values  # an earlier version's, with fields that are no more
 
 
 def free(kind=configs.Config, path: str = "") -> tuple[str, ...]:
