@@ -45,7 +45,11 @@ class Journal:
         self.board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=first, purge_step=step + 1)
         self.step, self.total, self.written = step, total, 0
         self.pending, self.start = [], time.monotonic()
-        self.work, self.begun, self.done, self.fastest = work, self.start, 0, float("inf")
+        self.begin(work)
+
+    def begin(self, work: Work | None) -> None:
+        """From here on every step is worth this."""
+        self.work, self.begun, self.done, self.fastest = work, time.monotonic(), 0, float("inf")
 
     def tell(self, event: str, facts: dict, words: str = "") -> None:
         """Writes down an event, and says it where there are words for it."""
