@@ -65,7 +65,7 @@ class Animator:
                 flat, leading = pack([frames], "* y x c")
                 return unpack(parallel.each_spread(local, weights, flat), leading, "* y x c")[0]
 
-            return lambda frames: self.on_mesh(run, self.codec, frames)
+            return partial(self.on_mesh, run, self.codec)
 
         self.encode, self.decode = on_frames(encode_frames), on_frames(decode_frames)
 

@@ -108,15 +108,15 @@ def sd35m() -> Model:
 def toy() -> Model:
     """The same model for two CPU cores. All that a toy run has otherwise than the full size, and why:
 
-    model.backbone (width heads blocks dual text_width pooled_width): few of each, for steps of 0.1 s
+    model.backbone (width heads blocks dual text_width pooled_width), model.video (heads): few of each, for steps of 0.1 s
     model.codec (kind factor weights), model.backbone (channels table base): 8x8-pixel patches, as latents of so small
         pictures would be too few
     model (predict): the clean picture, since a patch of noise has too many numbers to pass through this width
-    model.video (heads text), config (backbone prompt): nothing is pretrained, and the prompt is zeros
+    model.video (text), config (backbone prompt): nothing is pretrained, and the prompt is zeros
     config (dtype): float32, as CPUs have nothing faster
     data (source path size frames past batch threads): short drawn clips, whose truth is known
     config (stages optimizer flow sampling): found by trial, for minutes in place of days; at first the target drives itself
-    config (evaluate sample_every save_every): scored at the end, by the truth
+    config (evaluate sample_every): scored at the end, by the truth
     """
     return Model(
         backbone=Backbone(
