@@ -298,7 +298,7 @@ def parse(arguments: list[str], values: flags.FlagValues) -> Config:
         values(arguments)
         if values.config is None:
             raise UserError("name a config, such as --config configs/toy_cpu.py.")
-        return from_flags(values.config)
+        return from_flags(values.config.to_dict())  # which says why, where the file could not be read
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
         reason = " ".join(str(error.args[-1]).split())[:300]
         raise UserError(f"cannot use these flags: {reason}") from None
