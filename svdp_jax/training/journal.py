@@ -49,7 +49,7 @@ class Journal:
 
     def begin(self, work: Work | None) -> None:
         """From here on every step is worth this."""
-        self.work, self.begun, self.done, self.fastest = work, time.monotonic(), 0, float("inf")
+        self.work, self.begun, self.done, self.fastest = work, self.start, 0, float("inf")
 
     def tell(self, event: str, facts: dict, words: str = "") -> None:
         """Writes down an event, and says it where there are words for it."""
