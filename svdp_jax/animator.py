@@ -65,7 +65,7 @@ class Animator:
                 flat, leading = pack([frames], "* y x c")
                 return unpack(parallel.each_spread(local, weights, flat), leading, "* y x c")[0]
 
-            return lambda frames: self.on_mesh(run, self.codec, frames)
+            return partial(self.on_mesh, run, self.codec)
 
         self.encode, self.decode = on_frames(encode_frames), on_frames(decode_frames)
 
@@ -76,6 +76,10 @@ class Animator:
             return sampler.advance(network, x, times, text, pooled, conditions, config.model, weights)
 
         self.advance = advance
+
+    def use(self, *states: nnx.State) -> None:
+        """Takes other weights for the same network."""
+        self.state = jax.tree.map(self.placed, nnx.merge_state(*states))
 
     def placed(self, weight: jax.Array) -> jax.Array:
         """In the config's dtype, and whole on every device unless it lies on the mesh already."""
@@ -170,11 +174,13 @@ class Animator:
         seed: int = 0,
         sampling: configs.Sampling | None = None,
         watch: bool = False,
+        past: np.ndarray | None = None,
     ) -> Iterator[Any]:
         """Crops of many people at once: yields one picture for each driving one.
 
         source: (b y x 3) uint8 crops. driving: masked crops (b y x 3) uint8, as many as there
-        are; no more than a segment of them is held. Yields (b y x 3) uint8, and with `watch` also
+        are; no more than a segment of them is held. past: (b p y x 3) uint8 crops of just before,
+        where there are any. Yields (b y x 3) uint8, and with `watch` also
         a Step after each sampling step.
         """
         arguments.check(crops=source, drivers=driving, seed=seed, sampling=sampling, watch=watch)
@@ -184,7 +190,7 @@ class Animator:
         at_start = guidance.at_start(weights, self.config.model.video.null)
         # All steps in one call, or one by one for somebody who watches.
         stretches = [times[i : i + 2] for i in range(sampling.steps)] if watch else [times]
-        source, past, frames = self.encode(source), None, iter(driving)
+        source, frames, past = self.encode(source), iter(driving), None if past is None else self.encode(past)
         for segment in itertools.count():
             chunk = list(itertools.islice(frames, f))
             if not chunk:
@@ -193,9 +199,10 @@ class Animator:
             driver = self.encode(padded)
             key = jax.random.fold_in(jax.random.key(seed), segment)
             x, nothing = self.on_mesh(start, np.asarray(jax.random.key_data(key)), driver, p)
-            conditions = {"source": source, "driving": driver, "past": past if segment else nothing}
+            conditions = {"source": source, "driving": driver, "past": nothing if past is None else past}
+            now = at_start if past is None else weights
             for step, times in enumerate(stretches):
-                x = self.on_mesh(self.advance, self.state, x, times, weights if segment else at_start, conditions)
+                x = self.on_mesh(self.advance, self.state, x, times, now, conditions)
                 if watch:
                     jax.block_until_ready(x)
                     yield Step(segment, step)

@@ -51,6 +51,7 @@ Decay = Annotated[float, Range(0, 0.999999)]  # 1, in float32, would forget noth
 Rate = Annotated[float, Range(1e-12, 10)]
 Guidance = Annotated[float, Range(0, 100)]
 TEXT = 1000  # characters that a string may have
+SLICE = r"(v\d\w*:\d+(x\d+){1,2})?"  # of TPUs
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,17 @@ def sd35m() -> Model:
 
 
 def toy() -> Model:
-    """The same model small enough for two CPU cores, on 8x8-pixel patches.
+    """The same model for two CPU cores. All that a toy run has otherwise than the full size, and why:
 
-    It predicts the clean picture: a patch of noise has too many numbers to pass
-    through this width, a patch of a picture does not.
+    model.backbone (width heads blocks dual text_width pooled_width), model.video (heads): few of each, for steps of 0.1 s
+    model.codec (kind factor weights), model.backbone (channels table base): 8x8-pixel patches, as latents of so small
+        pictures would be too few
+    model (predict): the clean picture, since a patch of noise has too many numbers to pass through this width
+    model.video (text), config (backbone prompt): nothing is pretrained, and the prompt is zeros
+    config (dtype): float32, as CPUs have nothing faster
+    data (source path size frames past batch threads): short drawn clips, whose truth is known
+    config (stages optimizer flow sampling): found by trial, for minutes in place of days; at first the target drives itself
+    config (evaluate sample_every): scored at the end, by the truth
     """
     return Model(
         backbone=Backbone(
@@ -147,6 +155,18 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What a stage has in place of config.data's; what is empty, 0, or -1 of past frames, is as there."""
+
+    source: Literal["", "toy", "videos", "records"] = ""
+    path: Annotated[str, FREE] = ""
+    size: Annotated[int, Range(0, 1 << 13)] = 0
+    frames: Annotated[int, Range(0, 1 << 10)] = 0
+    past: Axis = -1
+    batch: Whole = 0
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of the curriculum.
 
@@ -159,6 +179,7 @@ class Stage:
     self_driven: bool = False
     rate: Rate = 1e-3  # peak learning rate
     final_rate: Annotated[float, Range(0, 10)] = 1e-4  # reached by a cosine at the end of the stage
+    data: Changes = field(default_factory=Changes)
 
 
 @dataclass(frozen=True)
@@ -202,8 +223,7 @@ class Config:
     mesh: Annotated[Mesh, FREE] = field(default_factory=Mesh)
     topology: Annotated[str, FREE] = ""  # TPU slice that this is for, such as v4:2x2x4; empty means any devices
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; parameters are float32
-    # What the backward pass finds kept: none (all), full (nothing), attention (its outputs), offload (the
-    # same, in host memory).
+    # Kept for the backward pass: all (none), nothing (full), attention's outputs, or these in host memory (offload).
     remat: Annotated[Literal["none", "full", "attention", "offload"], FREE] = "none"
     backbone: str = ""  # folder of converted SD3.5 weights to start from; empty means random
     start: str = ""  # work folder of a finished run whose model a new one starts from
@@ -211,6 +231,7 @@ class Config:
     seed: Seed = 0
     log_every: Annotated[Steps, FREE] = 10
     watch_every: Annotated[int, Range(0, 1 << 30), FREE] = 100  # steps between checks for copying the driver; 0 for none
+    sample_every: Annotated[int, Range(0, 1 << 30), FREE] = 0  # steps between sample videos and held-out losses; 0 for none
     save_every: Annotated[Steps, FREE] = 250
     profile: Annotated[str, FREE] = ""  # START:STOP, steps whose trace is recorded
     keep: Annotated[Count, FREE] = 3  # checkpoints of the run, the newest
@@ -238,6 +259,7 @@ def full_size(
         backbone="weights/backbone",
         prompt="prompts/prompt.safetensors",
         save_every=1000,
+        sample_every=1000,
         evaluate=0,
         **changes,
     )
@@ -246,6 +268,15 @@ def full_size(
 def stage_ends(config: Config) -> tuple[int, ...]:
     """The step at which each stage ends."""
     return tuple(itertools.accumulate(stage.steps for stage in config.stages))
+
+
+def by_stage(config: Config) -> tuple[Config, ...]:
+    """The config as each stage has it: `data` is that of the stage, and `stages` name all of theirs."""
+    named = [{k: v for k, v in vars(stage.data).items() if v != getattr(Changes, k)} for stage in config.stages]
+    every = [dataclasses.replace(config.data, **changes) for changes in named]
+    whole = [Changes(*(getattr(data, name) for name in vars(Changes()))) for data in every]
+    stages = tuple(dataclasses.replace(stage, data=data) for stage, data in zip(config.stages, whole))
+    return tuple(dataclasses.replace(config, data=data, stages=stages) for data in every)
 
 
 def as_flags(config: Config) -> ConfigDict:
@@ -267,7 +298,7 @@ def parse(arguments: list[str], values: flags.FlagValues) -> Config:
         values(arguments)
         if values.config is None:
             raise UserError("name a config, such as --config configs/toy_cpu.py.")
-        return from_flags(values.config)
+        return from_flags(values.config.to_dict())  # which says why, where the file could not be read
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
         reason = " ".join(str(error.args[-1]).split())[:300]
         raise UserError(f"cannot use these flags: {reason}") from None
@@ -324,72 +355,45 @@ def shown(value) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _is_span(text: str) -> bool:
-    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text or "1:1")
-    return bool(found) and 1 <= int(found[1]) <= int(found[2])
-
-
 def check(config: Config) -> None:
-    """Raises UserError, naming field and fix, for fields that cannot work together."""
-    b, v, d = config.model.backbone, config.model.video, config.data
-    stride, draws = config.model.codec.factor * b.patch, sum(stage.steps for stage in config.stages) * d.batch
+    """Raises UserError, naming field and fix, for fields that cannot work together, in any stage."""
+    check_one(config, "config.")
+    for number, staged in enumerate(by_stage(config)):
+        check_one(staged, f"config.stages[{number}].data: ")
+
+
+def check_one(config: Config, path: str) -> None:
+    b, v, d, k, chances = config.model.backbone, config.model.video, config.data, config.model.codec, config.flow.dropout
+    latent, full, c = k.kind == "sd3", v.temporal != "factorized", max(config.mesh.context, 1)
+    accumulate, stride = config.optimizer.accumulate, k.factor * b.patch
+    span = re.fullmatch(r"(\d{1,9}):(\d{1,9})", config.profile or "1:1")
+    side, draws = d.size // stride, sum(stage.steps * (stage.data.batch or d.batch) for stage in config.stages)
     for okay, sentence in (
         (b.width % b.heads == 0, f"backbone.heads={b.heads} must divide backbone.width={b.width}"),
         (b.width % v.heads == 0, f"video.heads={v.heads} must divide backbone.width={b.width}"),
         ((b.width // v.heads) % 2 == 0, f"video.heads={v.heads} leaves heads of {b.width // v.heads}, which must be even"),
         (0 <= b.dual < b.blocks, f"backbone.dual={b.dual} must be below backbone.blocks={b.blocks}"),
         (d.size % stride == 0, f"data.size={d.size} must be a multiple of {stride} (codec x patch)"),
-        (
-            3 * (d.size // stride) <= b.table,
-            f"three pictures of data.size={d.size} do not fit side by side in backbone.table={b.table}",
-        ),
+        (3 * side <= b.table, f"three pictures of data.size={d.size} do not fit side by side in backbone.table={b.table}"),
         (d.masked or d.source == "toy", f"data.masked=False is for data.source=toy, not {d.source}"),
-        (
-            re.fullmatch(r"[^/]{1,200}", config.name) and config.name not in (".", ".."),
-            f"name={shown(config.name)} must name a folder",
-        ),
-        (
-            re.fullmatch(r"(v\d\w*:\d+(x\d+){1,2})?", config.topology),
-            f"topology={shown(config.topology)} must be empty or a slice such as v4:2x2x4",
-        ),
+        (re.fullmatch(r"(?!\.\.?$)[^/]{1,200}", config.name), f"name={shown(config.name)} must name a folder"),
+        (re.fullmatch(SLICE, config.topology), f"topology={shown(config.topology)} must be empty or a slice such as v4:2x2x4"),
         (0 not in dataclasses.astuple(config.mesh), "mesh must have -1 or at least 1 device along each axis, not 0"),
-        (
-            draws + d.batch < 1 << 31,
-            f"stages of {draws} examples in all, steps x data.batch, are more than the {1 << 31} there are; shorten them",
-        ),
+        (draws + d.batch < 1 << 31, f"stages of {draws} examples are more than the {1 << 31} there are; lower data.batch"),
         (0 <= d.past <= d.frames, f"data.past={d.past} must lie between 0 and data.frames={d.frames}"),
+        (d.batch % accumulate == 0, f"optimizer.accumulate={accumulate} must divide data.batch={d.batch}"),
+        (d.frames % c == d.past % c == 0, f"mesh.context={c} must divide data.frames={d.frames} and data.past={d.past}"),
+        (full or side**2 % c == 0, f"mesh.context={c} must divide the {side**2} tokens of a frame, or video.temporal be full"),
         (
-            d.batch % config.optimizer.accumulate == 0,
-            f"optimizer.accumulate={config.optimizer.accumulate} must divide data.batch={d.batch}",
+            v.scheme != "heads" or v.heads % c == 0,
+            f"mesh.context={c} must divide video.heads={v.heads}, or video.scheme be ring",
         ),
-        (
-            config.mesh.context < 1 or d.frames % config.mesh.context == d.past % config.mesh.context == 0,
-            f"mesh.context={config.mesh.context} must divide data.frames={d.frames} and data.past={d.past}",
-        ),
-        (
-            v.temporal != "factorized" or (d.size // stride) ** 2 % max(config.mesh.context, 1) == 0,
-            f"mesh.context={config.mesh.context} must divide the {(d.size // stride) ** 2} tokens of a "
-            "frame, or video.temporal be full",
-        ),
-        (
-            v.scheme != "heads" or v.heads % max(config.mesh.context, 1) == 0,
-            f"mesh.context={config.mesh.context} must divide video.heads={v.heads}, or video.scheme be ring",
-        ),
-        (v.scheme != "ring" or v.temporal != "factorized", "video.scheme=ring is for video.temporal=full"),
-        (
-            not (config.start and config.backbone),
-            f"start={config.start} brings a backbone; leave backbone={config.backbone} away",
-        ),
-        (_is_span(config.profile), f"profile={config.profile} must be START:STOP, steps from 1 on, such as 10:12"),
+        (span and 1 <= int(span[1]) <= int(span[2]), f"profile={config.profile} must be START:STOP, steps from 1 on, as 10:12"),
+        (v.scheme != "ring" or full, "video.scheme=ring is for video.temporal=full"),
+        (not (config.start and config.backbone), f"start={config.start} brings a backbone; leave {config.backbone} away"),
         (len(config.stages) > 0, "stages must name at least one stage"),
-        (
-            len(config.flow.dropout) == 4 and abs(sum(config.flow.dropout) - 1) < 1e-6,
-            "flow.dropout must be four probabilities that sum to 1",
-        ),
-        (
-            config.model.codec.kind != "pixels" or b.channels == 3 * config.model.codec.factor**2,
-            f"backbone.channels={b.channels} must be 3 x codec.factor² for the pixel codec",
-        ),
+        (len(chances) == 4 and abs(sum(chances) - 1) < 1e-6, "flow.dropout must be four probabilities that sum to 1"),
+        (latent or b.channels == 3 * k.factor**2, f"backbone.channels={b.channels} must be 3 x codec.factor² for pixels"),
     ):
         if not okay:
-            raise UserError(f"config.{sentence}.")
+            raise UserError(f"{path}{sentence}.")

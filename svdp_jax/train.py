@@ -2,7 +2,7 @@
 
 Trains the video model. The work folder gets checkpoints, config.json, metrics
 as JSON lines and TensorBoard, events.jsonl for all that is out of the ordinary,
-and at the end `model/` (weights for `svdp_jax.animate`), a sample video, a
+in samples/ a video now and then where `sample_every` says so, and at the end `model/` (weights for `svdp_jax.animate`), a sample video, a
 contact sheet and a table of results.
 
 Ctrl-C or SIGTERM saves and ends with 0, at any moment; a second Ctrl-C ends at
@@ -42,7 +42,8 @@ from svdp_jax.training.health import Health
 from svdp_jax.training.identity import fingerprint
 from svdp_jax.training.journal import Journal
 from svdp_jax.training.owner import Owner
-from svdp_jax.training.runs import Runs, set_aside
+from svdp_jax.training.runs import Place, Runs, set_aside
+from svdp_jax.training.samples import Samples
 from svdp_jax.training.start import initial_state, load_frozen
 from svdp_jax.training.step import State, make_update
 from svdp_jax.training.trace import Trace
@@ -66,21 +67,34 @@ def train(config: configs.Config, workdir: Path, force: bool = False, restart: b
 def run(config: configs.Config, owner: Owner, mesh: jax.sharding.Mesh) -> None:
     workdir, runs = owner.folder, Runs(owner, config)
     codec_graph, frozen = load_frozen(config, mesh)
-    rows = parallel.own_rows(mesh, config.data.batch)
-    example = Reading(records.examples(config, workdir / "clips"))
-    data = iter(records.batches(config, example, rows))
     graph, state = initial_state(config, mesh)
     state, place = runs.resume(state)
-    if place is not None:
-        data.set_state(place)
-    total, work = configs.stage_ends(config)[-1], step_work(config, jax.devices())
-    with contextlib.closing(Journal(workdir, int(state.step), total, work)) as journal:
+    with contextlib.closing(Journal(workdir, int(state.step), configs.stage_ends(config)[-1])) as journal:
         introduce(config, workdir, mesh, state, journal)
         update = partial(make_update(config, graph, codec_graph), frozen=frozen)
-        watch = make_watch(config, graph, codec_graph, frozen, mesh, example, journal)
-        state = steps(config, mesh, state, update, Feed(data, journal.tell, example), runs, journal, watch)
-        checkpoint.save_model(workdir / "model", config, state.average, state.constants)
+        for staged, last in stretches(config, int(state.step)):
+            example = Reading(records.examples(staged, workdir / "clips"))
+            data = iter(records.batches(staged, example, parallel.own_rows(mesh, staged.data.batch)))
+            if place:
+                data.set_state(place.moved_on(staged.data.batch))
+            journal.begin(step_work(staged, jax.devices()))
+            feed, about = Feed(data, journal.tell, example), (graph, codec_graph, frozen, mesh, example, journal)
+            watch, samples = make_watch(staged, *about), Samples(staged, *about, workdir / "samples")
+            state = steps(staged, mesh, state, last, update, feed, runs, journal, watch, samples)
+            place = Place(feed.state, staged.data.batch)
+        runs.close()
+        checkpoint.save_model(workdir / "model", configs.by_stage(config)[-1], state.average, state.constants)
         journal.tell("finished", {})
+
+
+def stretches(config: configs.Config, step: int) -> list[tuple[configs.Config, int]]:
+    """What is to do after a step: the config as stages have it, and the last step of those after each other with one data."""
+    found = []
+    for staged, end in zip(configs.by_stage(config), configs.stage_ends(config)):
+        if found and found[-1][0].data == staged.data:
+            found.pop()
+        found += [(staged, end)] if end > step else []
+    return found
 
 
 def introduce(config: configs.Config, workdir: Path, mesh, state: State, journal: Journal) -> None:
@@ -96,14 +110,18 @@ def introduce(config: configs.Config, workdir: Path, mesh, state: State, journal
     journal.tell("started", facts | {"parameters": size, "mesh": dict(mesh.shape), "seed": config.seed})
 
 
-def steps(config: configs.Config, mesh, state: State, update, feed, runs: Runs, journal: Journal, watch: Watch) -> State:
-    """The loop. Whatever ends it early, what was done is saved first."""
-    start, total = int(state.step), journal.total
-    health, told, trace = Health(config.data.batch, journal), Told(mesh), Trace(config.profile, runs.workdir)
-    bar = tqdm(initial=start, total=total, desc=config.name, unit="step", disable=jax.process_index() > 0)
+def steps(
+    config: configs.Config, mesh, state: State, last: int, update, feed: Feed, runs: Runs, journal: Journal,
+    watch: Watch, samples: Samples,
+) -> State:  # fmt: skip
+    """The loop over steps with one data. Whatever ends it, what was done is saved first."""
+    start = int(state.step)
+    health, told = Health(config.data.batch, start - feed.state["next_index"], journal), Told(mesh)
+    trace = Trace(config.profile, runs.workdir)
+    bar = tqdm(initial=start, total=journal.total, desc=config.name, unit="step", disable=jax.process_index() > 0)
     with contextlib.closing(trace), contextlib.ExitStack() as unsaved:
-        for step in range(start + 1, total + 1):
-            batch = parallel.global_batch(next_or_save(feed, state, runs), mesh, config.data.batch)
+        for step in range(start + 1, last + 1):
+            batch = parallel.global_batch(next_or_save(config, feed, state, runs), mesh, config.data.batch)
             trace.before(step)
             state, metrics = update(state, batch=batch)
             trace.after(step, metrics)
@@ -112,28 +130,30 @@ def steps(config: configs.Config, mesh, state: State, update, feed, runs: Runs, 
                 unsaved.enter_context(stop.work_to_save())
             journal.add(step, metrics)
             hopeless = health.hopeless(step, metrics)
-            if step % config.log_every == 0 or step == total:
+            if step % config.log_every == 0 or step == last:
                 bar.set_postfix({name: said for name, said in journal.write().items() if name in SHOWN}, refresh=False)
             if config.watch_every and step % config.watch_every == 0:
                 watch.check(state.average, state.constants)
+            if config.sample_every and step % config.sample_every == 0:
+                samples.take(state.average, state.constants)
             bar.update()
             stopping = told.stop()
-            if step % config.save_every == 0 or step == total or stopping or hopeless:
-                runs.save(state, feed.state)
+            if step % config.save_every == 0 or step == last or stopping or hopeless:
+                runs.save(state, feed.state, config)
             if stopping or hopeless:
                 end(step, hopeless, runs, journal)
-        runs.close()
+        runs.wait()
     bar.close()
     return state
 
 
-def next_or_save(feed: Feed, state: State, runs: Runs) -> dict:
+def next_or_save(config: configs.Config, feed: Feed, state: State, runs: Runs) -> dict:
     """The next batch; where data fails, the state is saved before the error is raised."""
     try:
         return next(feed)
     except UserError:
         if jax.process_count() == 1 and int(state.step) > 0:  # of several hosts, the others are at the step
-            runs.save(state, feed.state)
+            runs.save(state, feed.state, config)
             runs.close()
         raise
 

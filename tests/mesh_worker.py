@@ -109,11 +109,11 @@ def animated() -> list[dict]:
     people, drivers = (random.integers(0, 256, (*lead, 3, 16, 16, 3), np.uint8) for lead in ((), (5,)))
     found = []
     for count in (1, 2, 8):
-        mesh = sampling_mesh(wanted, jax.devices()[:count])
-        animator = Animator(wanted, model, codec, mesh=mesh)
+        some = None if count == jax.device_count() else sampling_mesh(wanted, jax.devices()[:count])
+        animator = Animator(wanted, model, codec, mesh=some)  # by itself on all devices
         frames = np.stack(list(animator.generate(people, drivers))).astype(int)
         first = found[0]["frames"] if found else frames
-        found.append({"mesh": dict(mesh.shape), "frames": frames, "away": int(np.abs(frames - first).max())})
+        found.append({"mesh": dict(animator.mesh.shape), "frames": frames, "away": int(np.abs(frames - first).max())})
     return [{name: run[name] for name in ("mesh", "away")} for run in found]
 
 

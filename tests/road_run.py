@@ -27,6 +27,7 @@ def config() -> configs.Config:
         sampling=dataclasses.replace(full.sampling, steps=2),
         log_every=1,
         watch_every=3,
+        sample_every=3,
         save_every=1,
     )
 

@@ -3,6 +3,8 @@ import dataclasses
 import importlib.util
 import json
 import math
+import operator
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.training import preflight
 
-FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
 
 
 def load(path: Path):
@@ -173,6 +176,28 @@ def test_a_field_that_is_missing_is_named():
 def test_what_no_run_can_have_is_said(change, sentence):
     ((path, value),) = change.items()
     assert sentence in refused(path, value)
+
+
+def test_the_list_of_what_a_toy_run_has_otherwise_is_whole():
+    """Each line of it is names in parentheses behind their group; kinds and sizes, `name` and `topology` apart."""
+    listed = set()
+    for line in re.findall(r"^ +(\S+ \(.+\)):", configs.toy.__doc__, re.M):
+        for group, names in re.findall(r"([\w.]+) \(([\w ]+)\)", line):
+            listed |= {name if group == "config" else f"{group}.{name}" for name in names.split()}
+    toy = configs.from_flags(load(ROOT / "configs" / "toy_cpu.py"))
+    full = configs.full_size("full", "", batch=16, mesh=configs.Mesh())
+    whole = ("stages", "optimizer", "flow", "sampling")  # a recipe, named as one
+
+    def values(kind, path: str = "") -> Iterator[tuple[str, object, object]]:
+        for field in dataclasses.fields(kind):
+            one, other = (operator.attrgetter(f"{path}{field.name}")(config) for config in (toy, full))
+            if dataclasses.is_dataclass(one) and field.name not in whole:
+                yield from values(one, f"{path}{field.name}.")
+            else:
+                yield f"{path}{field.name}", one, other
+
+    different = {path for path, one, other in values(toy) if one != other}
+    assert different - {"name"} == listed
 
 
 def test_a_field_that_does_not_exist_is_named():

@@ -1,16 +1,22 @@
 """The codecs: the pixel codec, the autoencoder against diffusers, chunks and tiles."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_model
 from einops import rearrange
 from flax import nnx
 from torch_reference import assert_close, count_ours, count_theirs, library, ported, randomize
 
 from convert.vae import VAE, write_config
+from svdp_jax import config as configs, parallel
+from svdp_jax.animator import Animator
+from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec, each_frame, tiled
-from svdp_jax.weights.checkpoint import named, replaced
+from svdp_jax.weights.checkpoint import load_codec, named, replaced, save_weights
 
 SMALL = AutoencoderConfig(block_out_channels=(8, 16, 32), layers_per_block=1, latent_channels=4, norm_num_groups=4)
 TINY = AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4)
@@ -180,6 +186,48 @@ def test_chunks_bound_memory(local):
     few, many = (workspace(lambda x: each_frame(local.encode, x, 2), count, 32, 32, 3) for count in (4, 32))
     assert many < 1.5 * few
     assert workspace(local.encode, 32, 32, 32, 3) > 4 * many
+
+
+@pytest.fixture(scope="module")
+def animator():
+    """One that has an autoencoder."""
+    backbone = dataclasses.replace(tiny_model().backbone, channels=4, blocks=1, dual=0)
+    model = dataclasses.replace(tiny_model(), backbone=backbone, codec=configs.Codec("sd3", factor=2))
+    config = configs.Config("coded", model, configs.Data(size=16, frames=2, past=1), dtype="float32")
+    return Animator(config, zeros(lambda: SVDP(model, nnx.Rngs(0))), zeros(lambda: Autoencoder(TINY, nnx.Rngs(0))))
+
+
+def zeros(make):
+    graph, state = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
+
+
+@pytest.mark.parametrize("name, shape, dtype", [("encode", (32, 32, 3), np.uint8), ("decode", (16, 16, 4), np.float32)])
+def test_animate_codes_frame_by_frame_with_weights_that_are_arguments(animator, name, shape, dtype):
+    """As constants they would be in the program twice; all frames at once need many times the memory."""
+    run, weights = getattr(animator, name).args
+    constants, memory = [], []
+    for frames in (4, 32):
+        traced = run.trace(weights, jax.ShapeDtypeStruct((1, frames, *shape), dtype))
+        constants.append(sum(np.size(constant) for constant in traced.jaxpr.consts))
+        stats = traced.lower().compile().memory_analysis()
+        memory.append(stats.temp_size_in_bytes)
+    half = sum(leaf.nbytes for leaf in jax.tree.leaves(weights[f"{name}r"]))
+    assert stats.argument_size_in_bytes >= half and max(constants) < 100
+    assert memory[1] < 1.5 * memory[0] + 28 * 32 * 32 * 3 * 4  # of the frames themselves
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_codec_has_its_own_widths_the_dtype_of_the_run_and_lies_on_its_devices(tmp_path, dtype):
+    """Whatever the folder holds, here float16."""
+    arrays = {
+        name: leaf.astype(np.float16) for name, leaf in named(nnx.state(zeros(lambda: Autoencoder(TINY, nnx.Rngs(0))))).items()
+    }
+    save_weights(tmp_path / "vae", "vae", TINY, arrays)
+    whole = parallel.sharding(parallel.make_mesh(configs.Mesh()))
+    codec = load_codec(configs.Codec("sd3", 2, str(tmp_path / "vae")), dtype, whole)
+    assert (codec.factor, codec.channels) == (2, 4)
+    assert {(leaf.dtype, leaf.sharding) for leaf in named(nnx.state(codec)).values()} == {(jnp.dtype(dtype), whole)}
 
 
 def test_tiles_bound_memory(local):

@@ -15,8 +15,9 @@ SPIKE = 6.0  # deviations above the mean that are out of the ordinary
 class Health:
     """Judges every step one step late, so that the device need not wait for the judgement."""
 
-    def __init__(self, batch: int, journal: Journal):
-        self.batch, self.journal = batch, journal
+    def __init__(self, batch: int, before: int, journal: Journal):
+        """before: the steps before the first batch of so many examples; below 0, the batches before step 1."""
+        self.batch, self.before, self.journal = batch, before, journal
         self.waiting, self.in_a_row, self.skipped = None, 0, 0
         self.losses = deque(maxlen=WINDOW)
 
@@ -26,7 +27,8 @@ class Health:
         if judged is None:
             return ""
         step, loss, skipped = judged[0], *jax.device_get((judged[1]["loss"], judged[1]["skipped"]))
-        examples = [(step - 1) * self.batch, step * self.batch - 1]
+        number = step - self.before
+        examples = [(number - 1) * self.batch, number * self.batch - 1]
         facts = {"at": step, "loss": repr(float(loss)), "examples": examples}
         if skipped:
             return self.skip(facts)

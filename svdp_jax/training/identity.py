@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import typing
 from pathlib import Path
 
@@ -37,7 +38,7 @@ BYSTANDERS = ("config", "errors", "files", "weights")
 def fingerprint(config: configs.Config) -> dict:
     """What a run is, beside its config."""
     return {
-        "data": records.identity(config.data),
+        "data": "; ".join(dict.fromkeys(records.identity(staged.data) for staged in configs.by_stage(config))),
         "prompt": prompt_mark(config),
         "start": weights_mark(checkpoint.model_folder(Path(config.start)) if config.start else None),
         "backbone": weights_mark(Path(config.backbone) if config.backbone else None),
@@ -102,7 +103,9 @@ def changes(workdir: Path, config: configs.Config) -> list[str]:
     if not before:
         return ["its config.json is missing or damaged, so that it cannot be compared"]
     told = {field for field, mark in CONTENTS.items() if mark in marks}  # runs of earlier versions have but one
-    compared = [path for path in sorted(before | now) if path not in told and not f"{path}.".startswith(free())]
+    compared = [
+        path for path in sorted(before | now) if path not in told and not re.sub(r"\[\d+\]", "", f"{path}.").startswith(free())
+    ]
     found = [
         f"config.{path} is {configs.shown(now.get(path))} and was {configs.shown(before.get(path))}"
         for path in compared
@@ -129,7 +132,7 @@ def free(kind=configs.Config, path: str = "") -> tuple[str, ...]:
     """The fields that may change when a run goes on, by the beginnings of their dotted paths."""
     found = ()
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        hint, marks = configs.declared(hint)
+        hint, marks = configs.declared(next(iter(typing.get_args(hint)), hint) if typing.get_origin(hint) is tuple else hint)
         if configs.FREE in marks:
             found += (f"{path}{name}.",)
         elif dataclasses.is_dataclass(hint):

@@ -45,6 +45,10 @@ class Journal:
         self.board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=first, purge_step=step + 1)
         self.step, self.total, self.written = step, total, 0
         self.pending, self.start = [], time.monotonic()
+        self.begin(work)
+
+    def begin(self, work: Work | None) -> None:
+        """From here on every step is worth this."""
         self.work, self.begun, self.done, self.fastest = work, self.start, 0, float("inf")
 
     def tell(self, event: str, facts: dict, words: str = "") -> None:

@@ -21,7 +21,6 @@ from svdp_jax.media import video
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import Autoencoder
-from svdp_jax.preparation import encode
 from svdp_jax.training import identity, records, runs
 from svdp_jax.weights import checkpoint
 from svdp_jax.weights.prompts import load_prompt
@@ -98,17 +97,8 @@ def devices(config: configs.Config) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
-    d, rows = config.data, mesh.shape["data"] * mesh.shape["fsdp"]
-    micro = d.batch // config.optimizer.accumulate
-    if micro % rows:
-        yield (
-            f"config.data.batch={d.batch} in {config.optimizer.accumulate} micro-batches does not divide over "
-            f"{rows} devices (mesh.data x mesh.fsdp); make it a multiple of {rows * config.optimizer.accumulate}, "
-            "or set config.mesh."
-        )
-    for name, count in (("frames", d.frames), ("past", d.past)):
-        if count % mesh.shape["context"]:
-            yield f"config.data.{name}={count} does not divide over mesh.context={mesh.shape['context']}; change one."
+    for staged in stages(config):
+        yield from undivided(staged.data, config.optimizer.accumulate, mesh)
     network = nnx.state(abstract_model(config))
     places = checkpoint.named(parallel.parameter_shardings(network, mesh))
     for name, leaf in checkpoint.named(network).items():
@@ -117,6 +107,24 @@ def devices(config: configs.Config) -> Iterator[str]:
         except ValueError:
             yield f"parameter {name} of shape {leaf.shape} does not divide over {dict(mesh.shape)}; set config.mesh."
             return
+
+
+def stages(config: configs.Config) -> list[configs.Config]:
+    """The config as its stages have it, one of all with the same data."""
+    return list({staged.data: staged for staged in configs.by_stage(config)}.values())
+
+
+def undivided(d: configs.Data, accumulate: int, mesh: jax.sharding.Mesh) -> Iterator[str]:
+    """Batches and frames that do not divide over the mesh."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if d.batch // accumulate % rows:
+        yield (
+            f"config.data.batch={d.batch} in {accumulate} micro-batches does not divide over {rows} devices (mesh.data x "
+            f"mesh.fsdp); make it a multiple of {rows * accumulate}, or set config.mesh."
+        )
+    for name, count in (("frames", d.frames), ("past", d.past)):
+        if count % mesh.shape["context"]:
+            yield f"config.data.{name}={count} does not divide over mesh.context={mesh.shape['context']}; change one."
 
 
 def abstract_model(config: configs.Config) -> SVDP:
@@ -196,13 +204,14 @@ def prompt(config: configs.Config) -> Iterator[str]:
 
 def data(config: configs.Config) -> Iterator[str]:
     """A data folder that is absent, empty, or unreadable from the first file on."""
-    try:
-        if config.data.source == "records":
-            encode.check_files(*encode.read_manifest(Path(config.data.path)))
-        if config.data.source == "videos":
-            yield from unreadable(records.videos(config.data)[:LOOKED_AT], config.data.path)
-    except UserError as error:
-        yield str(error)
+    for staged in stages(config):
+        try:
+            if staged.data.source == "records":
+                records.open_records(staged)
+            if staged.data.source == "videos":
+                yield from unreadable(records.videos(staged.data)[:LOOKED_AT], staged.data.path)
+        except UserError as error:
+            yield str(error)
 
 
 def unreadable(paths: list[Path], folder: str) -> Iterator[str]:

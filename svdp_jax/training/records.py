@@ -94,14 +94,26 @@ def to_uint8(pictures) -> np.ndarray:
     return np.asarray(np.clip(np.asarray(pictures) * 255 + 0.5, 0, 255), np.uint8)
 
 
+def number_of(examples: int, batch: int) -> int:
+    """The first batch of so many that has none of these examples, the first ones."""
+    return -(-examples // batch)
+
+
+def example_ends(config: configs.Config) -> list[int]:
+    """The example at which each stage ends."""
+    ends = [0]
+    for staged, stage in zip(configs.by_stage(config), config.stages):
+        ends.append((number_of(ends[-1], staged.data.batch) + stage.steps) * staged.data.batch)
+    return ends[1:]
+
+
 def toy_example(config: configs.Config, cache: Path):
     """Index to an example of the toy world, rendered on the CPU.
 
     Clips come at random paces, the slowest with frames so far apart that they teach as
     much as separate pictures.
     """
-    data = config.data
-    ends = data.batch * np.array(configs.stage_ends(config))
+    data, ends = config.data, example_ends(config)
     own = np.array([stage.self_driven for stage in config.stages] + [False])
 
     @jax.jit

@@ -13,6 +13,7 @@ import json
 import logging
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.files import read_json, remove, verify, write_whole
-from svdp_jax.training import identity, journal
+from svdp_jax.training import identity, journal, records
 from svdp_jax.training.owner import Owner
 from svdp_jax.weights import checkpoint
 
@@ -29,7 +30,7 @@ NO_STEP = -1
 PARTS = ("params", "rest")
 # What of a run is set aside when it is begun anew; `clips`, made of the data alone, is as good for the next.
 FILES = (
-    "checkpoints", "config.json", "fingerprint.json", "metrics.jsonl", "events.jsonl", "tensorboard", "model", "results",
+    "checkpoints", "config.json", "fingerprint.json", "metrics.jsonl", "events.jsonl", "tensorboard", "samples", "model", "results",
 )  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,23 @@ def with_rest(state, arrays: dict):
     return state._replace(step=step, weights=weights, optimizer=optimizer)
 
 
-def moved_on(place: dict, before: int, batch: int) -> dict:
-    """Where data counted in batches of `before` goes on in batches of `batch`: where none of them repeats."""
-    return place | {"next_index": -(-place["next_index"] * before // batch)}
+class Place(NamedTuple):
+    """Where the data is: the state of its iterator, in batches of so many examples."""
+
+    data: dict
+    batch: int
+
+    def moved_on(self, batch: int) -> dict:
+        """Where it goes on in batches of another size: at the first that has only examples not yet seen."""
+        if batch == self.batch:
+            return self.data
+        seen = self.data["next_index"] * self.batch
+        number = records.number_of(seen, batch)
+        logger.warning(
+            "%d examples were seen, in batches of %d; it goes on in batches of %d, at example %d.",
+            seen, self.batch, batch, number * batch,
+        )  # fmt: skip
+        return self.data | {"next_index": number}
 
 
 def begun(workdir: Path) -> bool:
@@ -110,10 +125,10 @@ class Runs:
                 remove(leftover)
         identity.write(self.workdir, self.config)
 
-    def save(self, state, data: dict) -> None:
+    def save(self, state, data: dict, staged: configs.Config) -> None:
         """Begins to save the state and where its data is; it may change as soon as this returns.
 
-        A save that fails is a warning, as the next one may succeed; `close` raises it. UserError where
+        staged: the config as the stage has it. A save that fails is a warning, as the next one may succeed; `close` raises it. UserError where
         the folder has become another run's.
         """
         self.wait()
@@ -128,16 +143,16 @@ class Runs:
         except Exception as error:
             self.fail(step, error)
             return
-        self.sealing = threading.Thread(target=self.seal, args=(step, partial, data))
+        self.sealing = threading.Thread(target=self.seal, args=(step, partial, data, staged))
         self.sealing.start()
 
-    def seal(self, step: int, partial: Path, data: dict) -> None:
+    def seal(self, step: int, partial: Path, data: dict, staged: configs.Config) -> None:
         try:
             self.saver.wait()
             if jax.process_index() > 0:
                 return
             write_whole(partial / "data.json", json.dumps(data))
-            checkpoint.seal(partial, "svdp", self.config.model, checkpoint.trained_with(self.config))
+            checkpoint.seal(partial, "svdp", self.config.model, checkpoint.trained_with(staged))
             self.owner.check()
             partial.rename(self.folder / str(step))
             for _, old in list(checkpoint.run_checkpoints(self.workdir))[self.config.keep :]:
@@ -161,7 +176,7 @@ class Runs:
             self.sealing = None
 
     def resume(self, state):
-        """The last sound state, laid out as this one is, and where its data goes on; None where there is none."""
+        """The last sound state, laid out as this one is, and the Place where its data is; None where there is none."""
         if self.found == NO_STEP:
             return state, None
         folder = self.folder / str(self.found)
@@ -175,20 +190,9 @@ class Runs:
                 f"its model with --config.start={self.workdir} in a new --workdir, where config.model is the same."
             ) from None
         average, constants = (checkpoint.replaced(x, params) for x in (state.average, state.constants))
-        return found._replace(average=average, constants=constants), self.place(folder)
-
-    def place(self, folder: Path) -> dict:
-        """Where a checkpoint's data goes on: with other batches, at the first that has only examples not yet seen."""
-        place, batch = read_json(folder / "data.json"), self.config.data.batch
-        before = checkpoint.about(folder)["training"]["data"]["batch"]
-        if before == batch:
-            return place
-        seen, place = place["next_index"] * before, moved_on(place, before, batch)
-        logger.warning(
-            "%d examples were seen, in batches of %d; it goes on in batches of %d, at example %d.",
-            seen, before, batch, place["next_index"] * batch,
-        )  # fmt: skip
-        return place
+        return found._replace(average=average, constants=constants), Place(
+            read_json(folder / "data.json"), checkpoint.about(folder)["training"]["data"]["batch"]
+        )
 
     def newest_sound(self) -> int:
         """The newest step whose files are all as they were saved; the first process looks."""
