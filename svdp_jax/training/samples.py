@@ -39,33 +39,32 @@ class Samples:
 
     def take(self, average, constants) -> None:
         """Of averaged weights, always with the same noise and the same levels of guidance."""
-        if self.animator is None:
-            self.prepare(average, constants)
+        animator = self.animator = self.animator or self.prepare(average, constants)
         stage = np.searchsorted(configs.stage_ends(self.config), self.journal.step - 1, side="right")
         past = self.config.stages[stage].past
         key = jax.random.key(self.config.seed)
         loss = self.loss(average, constants, self.frozen, self.batch, key, np.float32(past))
         self.journal.measure({"held_out_loss": float(loss)})
-        self.animator.use(average, constants)
+        animator.use(average, constants)
         before = self.clip["past"] if past and self.config.data.past else None
-        made = list(self.animator.generate(self.clip["source"], np.moveaxis(self.clip["driving"], 1, 0), past=before))
-        self.animator.state = None  # a copy of the weights, which the next step has no room for
+        made = list(animator.generate(self.clip["source"], np.moveaxis(self.clip["driving"], 1, 0), past=before))
+        animator.state = None  # a copy of the weights, which the next step has no room for
         if jax.process_index() == 0:
-            self.write(made)
+            self.write(made, animator.provenance)
 
-    def prepare(self, average, constants) -> None:
+    def prepare(self, average, constants) -> Animator:
         rows = parallel.own_rows(self.mesh, self.config.data.batch)
         held_out = records.held_out(self.config, self.example, rows)
         self.batch = parallel.global_batch(held_out, self.mesh, self.config.data.batch)
         self.clip = as_pictures(self.codec, records.held_out(self.config, self.example, [0]))
-        self.animator = Animator(self.config, nnx.merge(self.graph, average, constants), self.codec, mesh=self.mesh)
+        return Animator(self.config, nnx.merge(self.graph, average, constants), self.codec, mesh=self.mesh)
 
-    def write(self, made: list[np.ndarray]) -> None:
+    def write(self, made: list[np.ndarray], provenance: dict[str, str]) -> None:
         """A run goes on without a video that cannot be written."""
         path, clip = self.folder / f"{self.journal.step}.mp4", self.clip
         try:
             self.folder.mkdir(exist_ok=True)
-            with VideoWriter(path, FPS, metadata=self.animator.provenance) as writer:
+            with VideoWriter(path, FPS, metadata=provenance) as writer:
                 for driving, target, (result,) in zip(clip["driving"][0], clip["target"][0], made):
                     writer.write(side_by_side([clip["source"][0], driving, target, result]))
         except (UserError, OSError) as error:
