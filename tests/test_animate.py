@@ -60,6 +60,20 @@ def pictures(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 1, 16, 16, 3), np.uint8)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_only_a_segment_that_nothing_comes_before_asks_for_no_past(animator, monkeypatch, before):
+    """The first one, unless pictures of before it are given."""
+    asked = []
+    monkeypatch.setattr(
+        animator, "advance", lambda state, x, times, weights, conditions: asked.append((set(weights), conditions["past"])) or x
+    )
+    past = np.moveaxis(pictures(2, 5), 1, 0) if before else None
+    list(animator.generate(pictures(1)[0], pictures(8), past=past))
+    assert [levels for levels, _ in asked] == [{0, 1, 2, 3} if before else {0, 1, 2}, {0, 1, 2, 3}]
+    first = animator.encode(past) if before else np.zeros_like(asked[0][1])
+    np.testing.assert_array_equal(asked[0][1], first)
+
+
 def command(monkeypatch, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", ["animate", *map(str, arguments)])
     animate.main()

@@ -50,6 +50,7 @@ def test_flags_and_back():
         ({"data.size": 20}, "must be a multiple of 8"),
         ({"data.size": 64}, "do not fit side by side"),
         ({"data.past": 5}, "data.past=5 must lie between"),
+        ({"optimizer.warmup": 0}, "optimizer.warmup must be from 1"),
         ({"optimizer.accumulate": 3}, "must divide data.batch"),
         ({"mesh.context": 3}, "mesh.context=3 must divide data.frames=4"),
         ({"flow.dropout": (0.5, 0.1, 0.1, 0.1)}, "sum to 1"),

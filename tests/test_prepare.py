@@ -286,6 +286,7 @@ def test_a_broken_video_costs_itself_alone(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments,said", [
+    (["--codec", "sd3:x", "--pairs", "self"], "sd3:x holds no converted weights"),
     (["--pairs", "self"], "no autoencoder"), (["--codec", "pixels:4"], "--pairs self"),
     (["--codec", "pixels:4", "--pairs", "self", "--size", "50"], "multiple of 4"),
     (["--codec", "pixels:4", "--pairs", "self", "--limit", "beauty=1"], "facts are"),

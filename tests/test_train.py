@@ -200,8 +200,9 @@ def test_the_rate_is_that_of_the_step_although_steps_were_skipped(common):
     state, update = common
     late = jax.device_put(np.int32(5), state.step.sharding)
     lengths = []
-    for one in (jax.tree.map(jax.numpy.copy, state), state._replace(step=late)):
+    for step, one in ((0, jax.tree.map(jax.numpy.copy, state)), (5, state._replace(step=late))):
         metrics = update(one, batch(COMMON))[1]
+        assert float(metrics["rate"]) == pytest.approx(float(training.rate(COMMON)(step)))
         lengths.append(float(metrics["update_norm/image.last"]) / float(metrics["rate"]))
     assert lengths[0] == pytest.approx(lengths[1], rel=0.1)
 
