@@ -27,6 +27,7 @@ STEMS = {
 WRAPPERS = (
     "state_dict", "model_state_dict", "model(?!.diffusion_model)", "module", "_orig_mod", "net", "network", "weights",
 )  # fmt: skip
+BEFORE_ALL = {"module", "_orig_mod"}  # of these: what wraps a network stands before all of its names or is none
 # Tensors of published files that are no weights of any network here, and what they are.
 HARMLESS = {
     r"(.*\.)?num_batches_tracked": "counters of training batches",
@@ -110,7 +111,8 @@ def unwrapped(tensors: list) -> list:
         prefix = re.compile(rf"{wrapper}\.")
         if inside := [replace(t, name=t.name[m.end() :]) for t in tensors if (m := prefix.match(t.name))]:
             beside = [replace(t, name=f"beside.{t.name}") for t in tensors if not prefix.match(t.name)]
-            return unwrapped(inside) + beside
+            if not (beside and wrapper in BEFORE_ALL):
+                return unwrapped(inside) + beside
     return tensors
 
 

@@ -282,7 +282,7 @@ def test_the_file_with_everything(network, whole, in_parts, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory):
     """The text encoders as the SD3.5 repository keeps them, with its tokenizers; and a diffusers folder of the same."""
-    from test_draw import tokenizers
+    from pipeline import tokenizers
 
     folder, parts = tmp_path_factory.mktemp("apart"), tmp_path_factory.mktemp("diffusers")
     (folder / "text_encoders").mkdir()

@@ -128,6 +128,6 @@ def test_a_work_folder_in_a_bucket_is_refused(tmp_path, monkeypatch, workdir):
     table = tmp_path / "mounts"
     table.write_text(f"/dev/sda / ext4 rw 0 0\nbucket {tmp_path}/mounted fuse.gcsfuse rw 0 0\n")
     monkeypatch.setattr(files, "MOUNTS", table)
-    (problem,) = preflight.disk(configs.Config("tiny", tiny_model()), Path(workdir))
+    (problem,) = preflight.disk(configs.Config("tiny", tiny_model()), Path(workdir), saved=0)
     assert "lies in a bucket, which cannot rename folders" in problem
-    assert not list(preflight.disk(configs.Config("tiny", tiny_model()), tmp_path / "disk"))
+    assert not list(preflight.disk(configs.Config("tiny", tiny_model()), tmp_path / "disk", saved=0))

@@ -140,7 +140,7 @@ class World:
         (self.films / f"{name}.mp4").unlink()
 
     def improve(self, stage: str) -> None:
-        self.patch.setitem(stages.CODE, stage, 2)
+        self.patch.setitem(stages.CODE, stage, stages.CODE[stage] + 1)
 
     def damage(self) -> None:
         """Files that somebody deleted, one cut off, and one that a crash of the machine left empty."""
