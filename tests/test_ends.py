@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def test_a_command_that_hears_nothing_ends_too(tmp_path):
     line = [sys.executable, "-c", code, str(tmp_path / "z.mp4")]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
+    time.sleep(2)  # into the call
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert errors == "\nanimate: stopped by SIGTERM; nothing half-made is left.\n"

@@ -72,6 +72,7 @@ def test_a_page_below_a_prefix_takes_files_and_says_that_its_server_was_started_
     page.locator("#source button[aria-label='Remove Image']").click()
     page.locator("#source input[type=file]").first.set_input_files(own)
     page.wait_for_selector("#source img", timeout=60_000)
+    page.wait_for_timeout(3000)  # the upload has been heard of
     first.send_signal(signal.SIGTERM)
     assert first.wait(30) == 0
     second = started(port, tmp_path)
