@@ -457,7 +457,7 @@ def test_an_example_chosen_after_own_files_is_the_example(browser, served, own):
     assert until(lambda: "Finished." in told(page))
 
 
-def test_own_files_after_an_example_are_not_cropped_as_it_was(browser, served, own, drawn):
+def test_own_files_after_an_example_are_not_cropped_as_it_was(browser, served, own, drawn, face_networks):
     page = opened(browser, served)
     page.get_by_role("button", name="Animate").click()
     assert until(lambda: "Finished." in told(page))
