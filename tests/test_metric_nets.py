@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 from einops import rearrange
-from torch_reference import assert_close, library, ported, randomize
+from published import drawn
+from torch_reference import assert_close, library, ported
 
 import convert.__main__ as command
 from convert import metric_nets as tables
@@ -21,20 +22,6 @@ def reference():
     import metric_reference
 
     return metric_reference
-
-
-def drawn(module):
-    """The module with random weights and statistics, and sizes that keep activations alive."""
-    import torch
-
-    randomize(module)
-    generator = torch.Generator().manual_seed(1)
-    for name, buffer in module.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
-        if name.endswith("running_var"):
-            buffer.copy_(0.1 + torch.rand(buffer.shape, generator=generator))
-    return module
 
 
 def pictures(*shape):
