@@ -38,7 +38,7 @@ class _Loaded(threading.local):
 _loaded = _Loaded()
 
 
-def _cascade(name: str) -> cv2.CascadeClassifier:
+def _cascade(name: str) -> "cv2.CascadeClassifier":
     if not hasattr(cv2, "CascadeClassifier"):
         raise UserError(f"OpenCV {cv2.__version__} has no cascades, and {networks.NONE}; do that, or install OpenCV 4.")
     if name not in _loaded.cascades:
