@@ -1,4 +1,9 @@
-"""The page behind a proxy that serves it below a prefix, and after its server was started anew."""
+"""The page behind a proxy that serves it below a prefix, and after its server was started anew.
+
+    PYTHONPATH=tests python -m pytest -n0 tests/reference/page_prefix.py
+
+Two servers are started and compiled: 83 s alone, and longer than its patience beside the suite.
+"""
 
 import http.client
 import os
@@ -16,7 +21,7 @@ from test_demo import browser as browser  # the fixture
 from svdp_jax import demo
 from svdp_jax.media.images import write_image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PREFIX = "/svdp"
 
 
