@@ -263,7 +263,7 @@ def portrait_speed(s: Sizes) -> dict:
 
 
 def attention_speed(s: Sizes, *_) -> Iterator[dict]:
-    """Kernels at the video's length; the share of the peak counts 4 products a pass, 10 with the backward pass."""
+    """Kernels at the video's length; multiplications and additions count 4 per score and channel forward, 10 backward."""
     device = jax.devices()[0]
     peak = bench.PEAKS.get(device.device_kind)
     for heads, size in s.heads:
@@ -280,7 +280,7 @@ def attention_speed(s: Sizes, *_) -> Iterator[dict]:
                 except jax.errors.JaxRuntimeError as error:
                     yield row | {"note": " ".join(str(error).split())[:120]}
                     continue
-                tflops = products / 4 * 4 * s.tokens**2 * heads * size / seconds / 1e12
+                tflops = products * s.tokens**2 * heads * size / seconds / 1e12
                 yield row | {"seconds": seconds, "tflop_per_second": tflops, "share_of_peak": tflops / peak if peak else None}
 
 

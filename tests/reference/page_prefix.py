@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m pytest -n0 tests/reference/page_prefix.py
 
-Two servers are started and compiled: 83 s alone, and longer than its patience beside the suite.
+Two servers are started and compiled, one after the other: 83 s, so it is not of the suite.
 """
 
 import http.client
@@ -15,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-import pytest
 from test_demo import browser as browser  # the fixture
 
 from svdp_jax import demo
@@ -64,7 +63,6 @@ def started(port: int, folder: Path) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_page_below_a_prefix_takes_files_and_says_that_its_server_was_started_anew(browser, tmp_path):
     port, own = demo.free_port("127.0.0.1", None), tmp_path / "own.png"
     write_image(own, np.full((64, 64, 3), 200, np.uint8))
