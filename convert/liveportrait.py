@@ -8,8 +8,8 @@ import numpy as np
 
 from convert.rules import Layout, Network, Rule
 from convert.tensors import Derived, Tensor
-from svdp_jax.config import build
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
+from svdp_jax.values.declared import build
 
 PARTS = {
     "base_models/appearance_feature_extractor.pth": "appearance",

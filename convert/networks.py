@@ -15,8 +15,8 @@ from convert.rules import Checksum, Network
 from convert.sd35 import SD35, VIDEO_MODEL
 from convert.text import CLIP_G, CLIP_L, T5
 from convert.vae import VAE
-from svdp_jax.config import build
 from svdp_jax.errors import UserError
+from svdp_jax.values.declared import build
 from svdp_jax.weights.checkpoint import NETWORKS as KINDS, about, load_arrays, save_weights
 
 TEXT = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5}

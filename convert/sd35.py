@@ -10,11 +10,12 @@ from einops import rearrange
 from convert import single_file
 from convert.rules import Layout, Network, Rule, Way, linear, nearest
 from convert.tensors import Tensor
-from svdp_jax.config import Backbone, Model, build
+from svdp_jax.config import Backbone, Model
 from svdp_jax.errors import UserError
 from svdp_jax.models.layers import position_grid
 from svdp_jax.models.mmdit import MMDiT, kinds
 from svdp_jax.models.svdp import SVDP
+from svdp_jax.values.declared import build
 
 BLOCK = r"transformer_blocks\.(\d+)"
 ROUNDING = 2e-3  # of a sine in bfloat16, the coarsest that a checkpoint stores

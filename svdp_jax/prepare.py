@@ -47,6 +47,7 @@ from svdp_jax.faces import face, masks
 from svdp_jax.files import remove
 from svdp_jax.preparation import crops, encode, gates, ingest, jobs, left, pipeline, report, stages, work
 from svdp_jax.toy import footage
+from svdp_jax.values import declared
 from svdp_jax.weights import checkpoint
 
 NO_PAIRS = (
@@ -198,7 +199,7 @@ def settings_of(out: Path) -> dict:
         return {}
     before = json.loads(path.read_text())
     before |= {"limits": tuple(before["limits"])} if "limits" in before else {}
-    return before | ({"codec": configs.build(configs.Codec, before["codec"], "codec")} if "codec" in before else {})
+    return before | ({"codec": declared.build(configs.Codec, before["codec"], "codec")} if "codec" in before else {})
 
 
 def record(out: Path, settings: jobs.Settings, names: list[str]) -> None:

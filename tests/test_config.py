@@ -16,6 +16,7 @@ from conftest import tiny_model
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.training import preflight
+from svdp_jax.values import declared
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -90,9 +91,9 @@ def refused(path: str, value) -> str:
 def fields(kind=configs.Config, path: str = "") -> Iterator[tuple[str, type, tuple]]:
     """Every field by path, with its type and what else it is declared to be."""
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        hint, marks = configs.declared(hint)
+        hint, marks = declared.declared(hint)
         if typing.get_origin(hint) is tuple:
-            name, (hint, marks) = f"{name}[0]", configs.declared(typing.get_args(hint)[0])
+            name, (hint, marks) = f"{name}[0]", declared.declared(typing.get_args(hint)[0])
         if dataclasses.is_dataclass(hint):
             yield from fields(hint, f"{path}{name}.")
         else:
@@ -106,7 +107,7 @@ WRONG = {int: ["many", 1.5, True, None, [1]], float: ["many", True, None, [1.0]]
 def test_every_number_declares_its_range():
     assert len(FIELDS) > 55
     free = [
-        path for path, kind, marks in FIELDS if kind in (int, float) and not any(isinstance(m, configs.Range) for m in marks)
+        path for path, kind, marks in FIELDS if kind in (int, float) and not any(isinstance(m, declared.Range) for m in marks)
     ]
     assert free == []
 
@@ -114,7 +115,7 @@ def test_every_number_declares_its_range():
 @pytest.mark.parametrize("path, kind, marks", FIELDS, ids=[path for path, *_ in FIELDS])
 def test_every_field_is_refused_beyond_its_edges_in_one_sentence(path, kind, marks):
     """And of another type; the sentence names it, before anything else is looked at."""
-    (edges,) = [mark for mark in marks if isinstance(mark, configs.Range)] or [None]
+    (edges,) = [mark for mark in marks if isinstance(mark, declared.Range)] or [None]
     wrong = list(WRONG.get(kind, ["banana", 3, None, ["full"]]))
     if edges:
         assert math.nextafter(edges.most, math.inf) > edges.most  # a float that is finite
@@ -134,7 +135,7 @@ SHAPES = [(path, marks) for path, kind, marks in FIELDS if kind is int and path.
 @pytest.mark.parametrize("path, marks", SHAPES, ids=[path for path, _ in SHAPES])
 def test_the_largest_shapes_are_taken_or_said_before_a_run_starts(path, marks, tmp_path):
     """By the config as a whole, or by what looks at machine and disk."""
-    largest = next(mark.most for mark in marks if isinstance(mark, configs.Range))
+    largest = next(mark.most for mark in marks if isinstance(mark, declared.Range))
     said = refused(path, largest)
     assert "\n" not in said
     if not said:

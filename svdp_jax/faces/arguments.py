@@ -12,6 +12,7 @@ import numpy as np
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
+from svdp_jax.values import declared
 
 CROPS = ("auto", "none")
 SEEDS = 1 << 31
@@ -73,7 +74,7 @@ def optional(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def sampling(value) -> bool:
     """Whether it's a config's; UserError for a number of it that is out of the range declared there."""
     fits = isinstance(value, configs.Sampling)
-    return fits and bool(configs.build(configs.Sampling, dataclasses.asdict(value), "sampling"))
+    return fits and bool(declared.build(configs.Sampling, dataclasses.asdict(value), "sampling"))
 
 
 BOOLEAN = ("True or False", lambda value: isinstance(value, (bool, np.bool_)))

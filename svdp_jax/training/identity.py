@@ -23,6 +23,7 @@ from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.files import MANIFEST, read_json, write_whole
 from svdp_jax.training import records
+from svdp_jax.values import declared
 from svdp_jax.weights import checkpoint
 from svdp_jax.weights.prompts import prompt_of
 
@@ -107,7 +108,7 @@ def changes(workdir: Path, config: configs.Config) -> list[str]:
         path for path in sorted(before | now) if path not in told and not re.sub(r"\[\d+\]", "", f"{path}.").startswith(free())
     ]
     found = [
-        f"config.{path} is {configs.shown(now.get(path))} and was {configs.shown(before.get(path))}"
+        f"config.{path} is {declared.shown(now.get(path))} and was {declared.shown(before.get(path))}"
         for path in compared
         if now.get(path) != before.get(path)
     ]
@@ -123,7 +124,7 @@ def stored(path: Path) -> dict:
     """A run's config as it was written; a field that has been added since is as by default."""
     values = read_json(path)
     try:
-        return as_json(configs.build(configs.Config, values, "config"))
+        return as_json(declared.build(configs.Config, values, "config"))
     except UserError:
         return values  # an earlier version's, with fields that are no more
 
@@ -132,8 +133,8 @@ def free(kind=configs.Config, path: str = "") -> tuple[str, ...]:
     """The fields that may change when a run goes on, by the beginnings of their dotted paths."""
     found = ()
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        hint, marks = configs.declared(next(iter(typing.get_args(hint)), hint) if typing.get_origin(hint) is tuple else hint)
-        if configs.FREE in marks:
+        hint, marks = declared.declared(next(iter(typing.get_args(hint)), hint) if typing.get_origin(hint) is tuple else hint)
+        if declared.FREE in marks:
             found += (f"{path}{name}.",)
         elif dataclasses.is_dataclass(hint):
             found += free(hint, f"{path}{name}.")

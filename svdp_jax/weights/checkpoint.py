@@ -27,6 +27,7 @@ from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.text import CLIPConfig, CLIPText, T5Config, T5Encoder
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec
+from svdp_jax.values import declared
 from svdp_jax.weights.older import renewed, stored_name
 
 # Networks by the name in config.json: the type of their config, and the module.
@@ -127,7 +128,7 @@ def abstract_network(folder: Path) -> Any:
     if facts["network"] not in NETWORKS:
         raise UserError(f"{folder} holds {facts['network']!r}, which this version does not know.")
     kind, module = NETWORKS[facts["network"]]
-    config = configs.build(kind, facts["config"], f"{folder}/config.json")
+    config = declared.build(kind, facts["config"], f"{folder}/config.json")
     return nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))
 
 
