@@ -91,12 +91,13 @@ class Animator:
             return function(*arguments)
 
     @classmethod
-    def load(cls, folder=None) -> "Animator":
+    def load(cls, folder=None, base=None) -> "Animator":
         """From a work folder of `svdp_jax.train`, its `model`, or an exported one; without a name,
-        the model that comes with the package. UserError where there is none."""
-        arguments.check(folder=folder)
+        the model that comes with the package. base: of an adapter, the folder of what it was trained
+        on, where that has moved. UserError where there is none."""
+        arguments.check(folder=folder, base=base)
         folder = shipped.find(folder)
-        config, model = shipped.load(folder)
+        config, model = shipped.load(folder, Path(base) if base else None)
         codec = checkpoint.load_codec(config.model.codec, config.dtype)
         return cls(config, model, codec, shipped.fingerprint(folder))
 

@@ -26,6 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from svdp_jax.errors import UserError
+from svdp_jax.values import learn
 from svdp_jax.values.declared import (
     FREE,
     Amount,
@@ -220,6 +221,10 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; parameters are float32
     # Kept for the backward pass: all (none), nothing (full), attention's outputs, or these in host memory (offload).
     remat: Annotated[Literal["none", "full", "attention", "offload"], FREE] = "none"
+    # What of the weights learns: all, video (attention through time), adapter (that, and low-rank parts of the image
+    # model), or rows PATTERN=full, frozen or lora:RANK; and how that lies which does not.
+    learn: str = "all"
+    frozen: Literal["bfloat16", "int8"] = "bfloat16"
     backbone: str = ""  # folder of converted SD3.5 weights to start from; empty means random
     start: str = ""  # work folder of a finished run whose model a new one starts from
     prompt: str = ""  # file of an encoded prompt; empty means zeros
@@ -335,6 +340,10 @@ def check_one(config: Config, path: str) -> None:
         (span and 1 <= int(span[1]) <= int(span[2]), f"profile={config.profile} must be START:STOP, steps from 1 on, as 10:12"),
         (v.scheme != "ring" or full, "video.scheme=ring is for video.temporal=full"),
         (not (config.start and config.backbone), f"start={config.start} brings a backbone; leave {config.backbone} away"),
+        (
+            config.start or config.backbone or not learn.adapts(config.learn),
+            f"learn={shown(config.learn)} freezes weights, which must be those of something: name config.start or config.backbone",
+        ),
         (len(config.stages) > 0, "stages must name at least one stage"),
         (len(chances) == 4 and abs(sum(chances) - 1) < 1e-6, "flow.dropout must be four probabilities that sum to 1"),
         (latent or b.channels == 3 * k.factor**2, f"backbone.channels={b.channels} must be 3 x codec.factor² for pixels"),

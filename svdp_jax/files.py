@@ -4,6 +4,7 @@ A folder's `manifest.json` has size and checksum of each file in it, since neith
 Orbax nor safetensors notices a flipped bit.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -81,6 +82,11 @@ def write_manifest(folder: Path) -> None:
     """To be called last: with its manifest a folder is complete."""
     entries = checksums(folder)
     write_whole(folder / MANIFEST, json.dumps(entries | {MANIFEST: own_checksum(entries)}, indent=1))
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file. Of a folder's manifest, it names all that the folder holds."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:

@@ -25,7 +25,11 @@ from svdp_jax.errors import UserError
 AXES = {"batch": ("data", "fsdp"), "frames": "context", "in": ("fsdp", "context"), "out": None, "layers": None}
 
 STACK = r"(image\.)?(dual|plain|last)|video_(dual|plain|last)"
-PARAMETERS = (
+PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (rf"({STACK})\..*\.lora_a", ("layers", "in", None)),
+    (rf"({STACK})\..*\.lora_b", ("layers", None, "out")),
+    (r".*\.lora_a", ("in", None)),
+    (r".*\.lora_b", (None, "out")),
     (rf"({STACK})\..*\.?kernel", ("layers", "in", "out")),
     (rf"({STACK})\..*\.?(bias|scale)", ("layers", "out")),
     (r".*\.?kernel", ("in", "out")),
@@ -136,7 +140,7 @@ def parameter_shardings(state, mesh: jax.sharding.Mesh):
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def parameter_dimensions(path: tuple, leaf) -> tuple[str, ...]:
+def parameter_dimensions(path: tuple, leaf) -> tuple[str | None, ...]:
     if leaf.ndim == 0:
         return ()
     name = parameter_name(path)

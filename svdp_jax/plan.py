@@ -31,8 +31,9 @@ from svdp_jax.errors import UserError, say_errors
 from svdp_jax.models.attention import LANES
 from svdp_jax.planning import aot
 from svdp_jax.planning.chips import CHIPS, PASSES, Chip, seconds
-from svdp_jax.planning.flops import forward_flops, text_tokens, tokens_per_frame
+from svdp_jax.planning.flops import forward_flops, spared_flops, text_tokens, tokens_per_frame, train_flops
 from svdp_jax.planning.hlo import collectives
+from svdp_jax.training.step import abstract_state
 
 
 def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
@@ -90,10 +91,10 @@ def used_memory(words: str) -> float | None:
 
 def plan_train(config: configs.Config, chip: Chip, mesh) -> dict:
     compiled, state = aot.compile_train(config, mesh)
-    flops, talk = forward_flops(config), collectives(compiled.as_text())
+    talk = collectives(compiled.as_text())
     times = train_seconds(config, chip, mesh, sum(x["bytes"] for x in talk.values()))
     step = sum(times.values())
-    useful = 3 * sum(flops.values()) * config.data.batch / mesh.size / 1e12
+    useful = train_flops(config) * config.data.batch / mesh.size / 1e12
     return {
         "memory": aot.memory(compiled, state), "collectives": talk, "seconds": times,
         "step_seconds": step, "mfu": useful / step / chip.peak, "not_in_it": left_out(config),
@@ -108,7 +109,7 @@ def left_out(config: configs.Config) -> str:
 
 def train_seconds(config: configs.Config, chip: Chip, mesh, bytes_sent: float) -> dict[str, float]:
     clips, passes = config.data.batch, PASSES[config.remat]
-    return seconds(config, chip, forward_flops(config), clips, mesh.size, bytes_sent, passes)
+    return seconds(config, chip, forward_flops(config), clips, mesh.size, bytes_sent, passes, spared_flops(config))
 
 
 def plan_sample(config: configs.Config, chip: Chip, mesh) -> dict:
@@ -141,7 +142,7 @@ def advice(config: configs.Config, mesh, used: float | None) -> list[str]:
     the clips of a pass; of a block they are many, of the others what `remat` keeps.
     """
     o = config.optimizer
-    _, state = aot.abstract_state(config, mesh)
+    _, state = abstract_state(config, mesh)
     held, weights = (aot.bytes_of(x) / aot.GIB for x in (state, state.weights))
     activations = max((used or 0) - held, 0)
     clips = config.data.batch // o.accumulate // (mesh.shape["data"] * mesh.shape["fsdp"])
@@ -231,7 +232,7 @@ def candidates(config: configs.Config, chip: Chip, devices: list) -> list[tuple]
         except UserError:
             continue
         mesh = parallel.make_mesh(tried.mesh, devices)
-        _, state = aot.abstract_state(tried, mesh)
+        _, state = abstract_state(tried, mesh)
         whole = sum(x.size for x in jax.tree.leaves(state.weights)) * 2
         d, b = config.data, config.model.backbone
         exchanged = 2 * config.data.batch / mesh.size * (d.frames + d.past) * tokens_per_frame(config) * b.width

@@ -47,7 +47,7 @@ from svdp_jax.training.samples import Samples
 from svdp_jax.training.start import initial_state, load_frozen
 from svdp_jax.training.step import State, make_update
 from svdp_jax.training.trace import Trace
-from svdp_jax.weights import checkpoint
+from svdp_jax.weights import adapter, checkpoint
 
 SHOWN = ("loss", "mfu", "tokens_per_second")  # on the progress bar
 logger = logging.getLogger("svdp_jax.train")  # also where this is __main__
@@ -83,7 +83,9 @@ def run(config: configs.Config, owner: Owner, mesh: jax.sharding.Mesh) -> None:
             state = steps(staged, mesh, state, last, update, feed, runs, journal, watch, samples)
             place = Place(feed.state, staged.data.batch)
         runs.close()
-        checkpoint.save_model(workdir / "model", configs.by_stage(config)[-1], state.average, state.constants)
+        last = configs.by_stage(config)[-1]
+        kept = adapter.kept(config, state.average, state.constants)
+        checkpoint.save_model(workdir / "model", last, *kept, facts=adapter.trained_with(last))
         journal.tell("finished", {})
 
 

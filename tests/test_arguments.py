@@ -32,14 +32,14 @@ STRANGE = (
     Image.new("RGB", (9, 9)),
 )
 FITTING = {
-    "source": PICTURE, "driving": FILM, "output": "out.mp4", "folder": None, "face": np.int64(1), "driving_face": None,
+    "source": PICTURE, "driving": FILM, "output": "out.mp4", "folder": None, "base": None, "face": np.int64(1), "driving_face": None,
     "source_crop": "none", "driving_crop": "auto", "landmarks": "a.npy", "fps": 25, "paste_back": False, "compare": True,
     "watch": False, "seed": 0, "sampling": CONFIG.sampling, "show": print, "finish": print, "crops": FILM,
     "drivers": iter(FILM),
 }  # fmt: skip
 # What of STRANGE each argument can be given.
 TAKEN = {
-    "source": ("x", PICTURE), "driving": ("x",), "output": ("x",), "folder": (None, "x"), "driving_face": (None,),
+    "source": ("x", PICTURE), "driving": ("x",), "output": ("x",), "folder": (None, "x"), "base": (None, "x"), "driving_face": (None,),
     "landmarks": (None, "x"), "fps": (1.5,), "paste_back": (True,), "compare": (True,), "watch": (True,),
     "sampling": (None,), "drivers": ([], {}, PICTURE, FILM[:0]),
 }  # fmt: skip

@@ -206,7 +206,7 @@ def test_a_failed_save_is_said_and_never_the_latest(work, monkeypatch, caplog):
 
 
 def test_what_does_not_fit_is_named(work):
-    wanted = runs.weights_folder(state_at(0))
+    wanted = runs.weights_folder(state_at(0), CONFIG)
     names = list(wanted)
     wanted["extra.kernel"] = wanted.pop(names[0])
     wanted[names[1]] = jnp.zeros(3)

@@ -75,7 +75,7 @@ def test_a_batch_or_network_that_does_not_divide_is_said(tmp_path, monkeypatch):
 def test_a_model_to_start_from_is_looked_at(tmp_path):
     nowhere = problems(changed(start=str(tmp_path / "nowhere")), tmp_path)
     assert "nowhere is not a folder; make it with `python -m svdp_jax.train`" in nowhere
-    other = changed(model=dataclasses.replace(CONFIG.model, video=configs.Video(heads=2, temporal="none")))
+    other = changed(model=dataclasses.replace(CONFIG.model, video=configs.Video(heads=1)))
     _, weights, constants = nnx.split(SVDP(other.model, nnx.Rngs(0)), nnx.Param, ...)
     checkpoint.save_model(tmp_path / "run" / "model", other, weights, constants)
     assert "does not fit config.model" in problems(changed(start=str(tmp_path / "run")), tmp_path)

@@ -92,6 +92,7 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "output": ("the path of a file that ends in .mp4, .gif or .png", path),
     "folder": ("the path of a folder, or None", optional(path)),
+    "base": ("the path of a folder, or None", optional(path)),
     "face": (FACE, whole(0, FACES)),
     "driving_face": (f"{FACE}, or None", optional(whole(0, FACES))),
     "source_crop": CROP,

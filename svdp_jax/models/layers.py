@@ -48,20 +48,44 @@ class RMSNorm(nnx.Module):
         return wide.astype(x.dtype) * self.scale[...]
 
 
+class Linear(nnx.Linear):
+    """x W + b. What `learned` adds to it is used where it is there: a low-rank part that learns, and a scale
+    for each column of a frozen W in int8."""
+
+    lora_a: nnx.Param
+    lora_b: nnx.Param
+    kernel_scale: nnx.Param
+
+    def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+        plain = not (hasattr(self, "lora_a") or hasattr(self, "kernel_scale"))
+        return super().__call__(inputs, out_sharding) if plain else together(inputs, self)[0]
+
+    def extra(self, x: jax.Array) -> jax.Array | None:
+        """What the low-rank part adds; without the product of its two, which would be as large as W."""
+        return (x @ self.lora_a[...]) @ self.lora_b[...] if hasattr(self, "lora_a") else None
+
+
 class MLP(nnx.Module):
     def __init__(self, width: int, hidden: int, out: int, activation: Callable, rngs: nnx.Rngs):
-        self.linear_1 = nnx.Linear(width, hidden, rngs=rngs)
-        self.linear_2 = nnx.Linear(hidden, out, rngs=rngs)
+        self.linear_1 = Linear(width, hidden, rngs=rngs)
+        self.linear_2 = Linear(hidden, out, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear_2(self.activation(self.linear_1(x)))
 
 
-def together(x: jax.Array, *linears: nnx.Linear) -> list[jax.Array]:
+def together(x: jax.Array, *linears: Linear) -> list[jax.Array]:
     """Several linear layers of one input, all of one width: as one product it is read once."""
-    kernel, bias = (jnp.concatenate([getattr(x, part)[...] for x in linears], -1) for part in ("kernel", "bias"))
-    return jnp.split(x @ kernel + bias, len(linears), -1)
+    if len({hasattr(linear, "kernel_scale") for linear in linears}) > 1:
+        return [linear(x) for linear in linears]
+    parts = lambda name: jnp.concatenate([getattr(linear, name)[...] for linear in linears], -1)
+    if hasattr(linears[0], "kernel_scale"):
+        made = x @ parts("kernel").astype(x.dtype) * parts("kernel_scale") + parts("bias")
+    else:
+        made = x @ parts("kernel") + parts("bias")
+    extras = [linear.extra(x) for linear in linears]
+    return [y if extra is None else y + extra for y, extra in zip(jnp.split(made, len(linears), -1), extras)]
 
 
 def every(tokens: jax.Array) -> jax.Array:
@@ -69,7 +93,7 @@ def every(tokens: jax.Array) -> jax.Array:
     return tokens
 
 
-def attended_streams(x: jax.Array, read: Callable, to_q: nnx.Linear, to_k: nnx.Linear, to_v: nnx.Linear) -> list[jax.Array]:
+def attended_streams(x: jax.Array, read: Callable, to_q: Linear, to_k: Linear, to_v: Linear) -> list[jax.Array]:
     """Queries of the tokens that `read` picks, keys and values of all."""
     return together(x, to_q, to_k, to_v) if read is every else [to_q(read(x)), *together(x, to_k, to_v)]
 

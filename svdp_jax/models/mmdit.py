@@ -30,7 +30,7 @@ class PatchEmbed(nnx.Module):
         # Small, so that at first tokens are told apart by where they stand, not by their noise.
         small = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
         size = config.patch**2 * config.channels
-        self.proj = nnx.Linear(size, config.width, kernel_init=small, rngs=rngs)
+        self.proj = layers.Linear(size, config.width, kernel_init=small, rngs=rngs)
         # Columns and rows of the checkpoint's table are the same: 1 MB says what its 0.9 GB do.
         self.line = Table(layers.position_line(config.table, config.width, config.base))
 
@@ -75,13 +75,13 @@ class JointAttention(nnx.Module):
     def __init__(self, config: Backbone, rngs: nnx.Rngs, text: bool, text_out: bool):
         d, k = config.width, config.width // config.heads
         self.heads, self.kernel = config.heads, config.kernel
-        self.to_q, self.to_k, self.to_v, self.to_out = (nnx.Linear(d, d, rngs=rngs) for _ in range(4))
+        self.to_q, self.to_k, self.to_v, self.to_out = (layers.Linear(d, d, rngs=rngs) for _ in range(4))
         self.norm_q, self.norm_k = layers.RMSNorm(k), layers.RMSNorm(k)
         if text:
-            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nnx.Linear(d, d, rngs=rngs) for _ in range(3))
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (layers.Linear(d, d, rngs=rngs) for _ in range(3))
             self.norm_added_q, self.norm_added_k = layers.RMSNorm(k), layers.RMSNorm(k)
         if text_out:
-            self.to_add_out = nnx.Linear(d, d, rngs=rngs)
+            self.to_add_out = layers.Linear(d, d, rngs=rngs)
 
     def __call__(self, attend: Callable, image: jax.Array, text: jax.Array | None = None, read: Callable = layers.every):
         """Image ... n d, those tokens that are `read`, and text ... t d; text comes back None where none is kept.
@@ -120,8 +120,8 @@ class JointBlock(nnx.Module):
         zeros = nnx.initializers.zeros
         chunks = 9 if kind == "dual" else 6
         text_chunks = 2 if kind == "last" else 6
-        self.norm1 = nnx.Linear(d, chunks * d, kernel_init=zeros, rngs=rngs)
-        self.norm1_context = nnx.Linear(d, text_chunks * d, kernel_init=zeros, rngs=rngs)
+        self.norm1 = layers.Linear(d, chunks * d, kernel_init=zeros, rngs=rngs)
+        self.norm1_context = layers.Linear(d, text_chunks * d, kernel_init=zeros, rngs=rngs)
         self.attn = JointAttention(config, rngs, text=True, text_out=kind != "last")
         if kind == "dual":
             self.attn2 = JointAttention(config, rngs, text=False, text_out=False)
@@ -166,7 +166,7 @@ class JointBlock(nnx.Module):
         shift, scale = (second, first) if self.kind == "last" else (first, second)
         return layers.modulate(text, shift, scale)
 
-    def chunks(self, linear: nnx.Linear, cond: jax.Array) -> list[jax.Array]:
+    def chunks(self, linear: layers.Linear, cond: jax.Array) -> list[jax.Array]:
         return jnp.split(linear(cond), linear.out_features // cond.shape[-1], axis=-1)
 
 
@@ -185,13 +185,13 @@ class MMDiT(nnx.Module):
         self.kinds = tuple(kinds(config))
         self.pos_embed = PatchEmbed(config, rngs)
         self.time_text_embed = TimeTextEmbed(config, rngs)
-        self.context_embedder = nnx.Linear(config.text_width, d, rngs=rngs)
+        self.context_embedder = layers.Linear(config.text_width, d, rngs=rngs)
         for kind, count in kinds(config).items():
             blocks = layers.stack(lambda r, kind=kind: JointBlock(config, kind, r), count, rngs)
             setattr(self, kind, blocks)
         zeros = nnx.initializers.zeros
-        self.norm_out = nnx.Linear(d, 2 * d, kernel_init=zeros, rngs=rngs)
-        self.proj_out = nnx.Linear(d, config.patch**2 * config.channels, kernel_init=zeros, rngs=rngs)
+        self.norm_out = layers.Linear(d, 2 * d, kernel_init=zeros, rngs=rngs)
+        self.proj_out = layers.Linear(d, config.patch**2 * config.channels, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, latents: jax.Array, time: jax.Array, text: jax.Array, pooled: jax.Array) -> jax.Array:
         """Predicts the velocity of noisy latents.

@@ -52,8 +52,8 @@ class VideoAttention(nnx.Module):
         self.attend = partial(
             video_attention, mode=config.video.temporal, scheme=config.video.scheme, kernel=config.backbone.kernel
         )
-        self.norm = nnx.Linear(d, 3 * d, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.to_q, self.to_k, self.to_v, self.to_out = (nnx.Linear(d, d, rngs=rngs) for _ in range(4))
+        self.norm = layers.Linear(d, 3 * d, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.to_q, self.to_k, self.to_v, self.to_out = (layers.Linear(d, d, rngs=rngs) for _ in range(4))
         self.norm_q, self.norm_k = (layers.RMSNorm(d // self.heads) for _ in range(2))
 
     def __call__(self, tokens: jax.Array, cond: jax.Array, angles: jax.Array, read: Callable = layers.every) -> jax.Array:

@@ -37,6 +37,8 @@ def slice_devices(topology: str) -> list:
     from jax.experimental import topologies
 
     name, more = GENERATIONS[generation]
+    if shape == "1x1":  # a host with one chip; else they have four
+        more = more | {"chips_per_host_bounds": (1, 1, 1)}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}", num_slices=1, **more)
     except Exception as error:  # whatever the plugin raises
@@ -68,18 +70,9 @@ def abstract_batch(config: configs.Config, mesh) -> dict:
     }
 
 
-def abstract_state(config: configs.Config, mesh):
-    """The network's graph, and the training state as shapes with their layout."""
-    graph, make = step.state_maker(config, mesh)
-    shapes = jax.eval_shape(make, jax.random.key(0))
-    layouts = parallel.parameter_shardings(shapes, mesh)
-    place = lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
-    return graph, jax.tree.map(place, shapes, layouts)
-
-
 def compile_train(config: configs.Config, mesh):
     """The compiled train step, and its abstract state."""
-    graph, state = abstract_state(config, mesh)
+    graph, state = step.abstract_state(config, mesh)
     codec = nnx.eval_shape(lambda: CODECS[config.model.codec.kind](config.model.codec))
     codec_graph, codec = nnx.split(codec)
     frozen = abstract(step.Frozen(codec, prompt_shapes(config)), mesh)
@@ -118,9 +111,10 @@ def segment_sampler(config: configs.Config, graph: nnx.GraphDef):
 def compile_sample(config: configs.Config, mesh):
     """The compiled sampler of one segment, all steps, weights in the config's dtype."""
     clips, dtype = sampled_clips(mesh), jnp.dtype(config.dtype)
-    graph, state = abstract_state(config, mesh)
+    graph, state = step.abstract_state(config, mesh)
+    kind = lambda x: x.dtype if jnp.issubdtype(x.dtype, jnp.integer) else dtype  # as `learned.cast`
     weights = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), (state.weights, state.constants)
+        lambda x: jax.ShapeDtypeStruct(x.shape, kind(x), sharding=x.sharding), (state.weights, state.constants)
     )
     text, pooled = (jax.ShapeDtypeStruct((clips, *x.shape), dtype) for x in prompt_shapes(config))
     segment = jax.jit(segment_sampler(config, graph))

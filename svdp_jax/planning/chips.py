@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax import config as configs
-from svdp_jax.planning.flops import forward_flops, tokens_per_frame
+from svdp_jax.planning.flops import tokens_per_frame, train_flops
 from svdp_jax.training.journal import Work
 
 
@@ -33,10 +33,10 @@ PEAKS = {kind: CHIPS[name].peak for kind, name in TPUS.items()} | {"NVIDIA H100 
 
 
 def step_work(config: configs.Config, devices: list) -> Work:
-    """What a train step is worth on these devices. Backward is twice a forward pass; what is computed anew counts once."""
+    """What a train step is worth on these devices; what is computed anew counts once."""
     d = config.data
     tokens = d.batch * (d.frames + d.past) * tokens_per_frame(config)
-    tflop = 3 * d.batch * sum(forward_flops(config).values()) / 1e12
+    tflop = d.batch * train_flops(config) / 1e12
     return Work(tokens, tflop, sum(PEAKS.get(device.device_kind, 0) for device in devices))
 
 
@@ -53,8 +53,10 @@ def seconds(
     chips: int,
     bytes_sent: float,
     passes: tuple[float, float] = (1, 1),
+    spared: float = 0.0,
 ) -> dict[str, float]:
-    """Expected time of a step by what takes it; matmuls and attention are run `passes` times.
+    """Expected time of a step by what takes it; matmuls and attention are run `passes` times, but for
+    `spared` FLOPs of matmuls.
 
     Attention runs at its kernel's rate for the head size, all else at the matmul rate, and
     collectives take their bytes over the network's speed, hidden by nothing.
@@ -67,7 +69,7 @@ def seconds(
     attention = sum(flops[part] / rate(size) for part, size in sizes.items())
     each = clips / chips / 1e12
     return {
-        "matmuls": passes[0] * matmul * each / (chip.peak * chip.matmul),
+        "matmuls": (passes[0] * matmul - spared) * each / (chip.peak * chip.matmul),
         "attention": passes[1] * attention * each,
         "network": bytes_sent / (chip.network * 1e9),
     }

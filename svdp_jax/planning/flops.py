@@ -3,12 +3,66 @@
 The compiler's count knows nothing of what attention kernels do.
 """
 
+import re
+from collections import defaultdict
+
+import numpy as np
+
 from svdp_jax import config as configs
+from svdp_jax.models import learned
+from svdp_jax.values import learn
+from svdp_jax.weights.checkpoint import named
 from svdp_jax.weights.prompts import TEXTS
+
+# The matrix products of each part, by the names of their kernels; the first pattern counts.
+KERNELS = {
+    "image stream": r"image\.\w+\.(attn\.to_(q|k|v|out)|ff\.\w+)\.kernel",
+    "text stream": r"image\.\w+\.(attn\.(add_\w+|to_add_out)|ff_context\.\w+)\.kernel",
+    "attn2 projections": r"image\.\w+\.attn2\.\w+\.kernel",
+    "video projections": r"video_\w+\.to_\w+\.kernel",
+    "embeddings": r".*kernel",
+}
+LOW_RANK = "low-rank parts"
 
 
 def forward_flops(config: configs.Config) -> dict[str, float]:
     """Of one clip, by part, with tokens for every condition."""
+    flops = plain_flops(config)
+    sizes = kernel_sizes(config)
+    beside = sum(flops[part] * sizes[part][LOW_RANK] / sizes[part]["all"] for part in KERNELS if sizes[part]["all"])
+    return flops | ({LOW_RANK: beside} if beside else {})
+
+
+def train_flops(config: configs.Config) -> float:
+    """Of a train step of one clip, what is computed anew not counted: backward is twice a forward pass, but for the
+    gradients of frozen kernels, which nobody wants."""
+    return 3 * sum(forward_flops(config).values()) - spared_flops(config)
+
+
+def spared_flops(config: configs.Config) -> float:
+    """Of the products that would give frozen kernels their gradients."""
+    flops, sizes = plain_flops(config), kernel_sizes(config)
+    return sum(flops[part] * sizes[part]["frozen"] / sizes[part]["all"] for part in KERNELS if sizes[part]["all"])
+
+
+def kernel_sizes(config: configs.Config) -> dict[str, defaultdict[str, int]]:
+    """Numbers in the kernels of each part: all of them, the frozen ones, and the low-rank parts beside them."""
+    _, weights, constants = learned.abstract(config)
+    rows = learn.rows(config.learn)
+    sizes = {part: defaultdict(int) for part in KERNELS}
+    for name, leaf in (named(weights) | named(constants)).items():
+        layer, _, end = name.rpartition(".")
+        part = next(part for part, pattern in KERNELS.items() if re.fullmatch(pattern, f"{layer}.kernel"))
+        if end in learned.PARTS:
+            sizes[part][LOW_RANK] += int(np.prod(leaf.shape))
+        elif end == "kernel":
+            sizes[part]["all"] += int(np.prod(leaf.shape))
+            sizes[part]["frozen"] += int(np.prod(leaf.shape)) * (learn.how(rows, name).how != "full")
+    return sizes
+
+
+def plain_flops(config: configs.Config) -> dict[str, float]:
+    """As `forward_flops`, without low-rank parts."""
     model, data = config.model, config.data
     b, t = model.backbone, text_tokens(config)
     temporal, f, n = model.video.temporal, data.frames, tokens_per_frame(config)

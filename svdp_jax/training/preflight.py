@@ -7,7 +7,8 @@ import importlib.metadata
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,11 +19,10 @@ from svdp_jax import config as configs, parallel
 from svdp_jax.errors import UserError
 from svdp_jax.files import in_bucket, read_manifest
 from svdp_jax.media import video
-from svdp_jax.models.mmdit import MMDiT
-from svdp_jax.models.svdp import SVDP
+from svdp_jax.models import learned
 from svdp_jax.models.vae import Autoencoder
 from svdp_jax.training import identity, records, runs
-from svdp_jax.weights import checkpoint
+from svdp_jax.weights import adapter, checkpoint
 from svdp_jax.weights.prompts import load_prompt
 
 LOOKED_AT = 3  # videos of a folder; to read all of them would take longer than a start may
@@ -99,7 +99,12 @@ def devices(config: configs.Config) -> Iterator[str]:
         return
     for staged in stages(config):
         yield from undivided(staged.data, config.optimizer.accumulate, mesh)
-    network = nnx.state(abstract_model(config))
+    try:
+        _, *network = learned.abstract(config)
+    except UserError as error:
+        yield str(error)
+        return
+    network = nnx.merge_state(*network)
     places = checkpoint.named(parallel.parameter_shardings(network, mesh))
     for name, leaf in checkpoint.named(network).items():
         try:
@@ -127,19 +132,13 @@ def undivided(d: configs.Data, accumulate: int, mesh: jax.sharding.Mesh) -> Iter
             yield f"config.data.{name}={count} does not divide over mesh.context={mesh.shape['context']}; change one."
 
 
-def abstract_model(config: configs.Config) -> SVDP:
-    """The network with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0)))
-
-
 def weights(config: configs.Config) -> Iterator[str]:
     """Folders of weights that are absent, cut off, or another network's."""
     if config.start:
-        make = lambda: SVDP(config.model, nnx.Rngs(0))
-        yield from folder_of(checkpoint.model_folder(Path(config.start)), "config.start", make, "svdp_jax.train")
+        fits = partial(adapter.faults, config)
+        yield from folder_of(checkpoint.model_folder(Path(config.start)), "config.start", fits, "svdp_jax.train")
     if config.backbone:
-        make = lambda: MMDiT(config.model.backbone, nnx.Rngs(0))
-        yield from folder_of(config.backbone, "config.backbone", make)
+        yield from folder_of(config.backbone, "config.backbone", partial(adapter.faults, config))
     codec = config.model.codec
     if codec.kind == "sd3" and not codec.weights:
         yield "config.model.codec.weights must name the folder of the converted autoencoder."
@@ -150,7 +149,7 @@ def weights(config: configs.Config) -> Iterator[str]:
 def autoencoder(config: configs.Config) -> Iterator[str]:
     """A folder of another network, or of an autoencoder with other latents; its widths are its own."""
     codec, channels = config.model.codec, config.model.backbone.channels
-    found = list(folder_of(codec.weights, "config.model.codec.weights", lambda: abstract_codec(codec)))
+    found = list(folder_of(codec.weights, "config.model.codec.weights", lambda folder: codec_faults(codec, folder)))
     yield from found
     if not found and (abstract_codec(codec).factor, abstract_codec(codec).channels) != (codec.factor, channels):
         yield (
@@ -160,6 +159,11 @@ def autoencoder(config: configs.Config) -> Iterator[str]:
         )
 
 
+def codec_faults(codec: configs.Codec, folder: Path) -> list[str]:
+    wanted = checkpoint.named(nnx.state(abstract_codec(codec)))
+    return checkpoint.misfits(wanted, checkpoint.stored_arrays(folder / "params"))
+
+
 def abstract_codec(codec: configs.Codec) -> Autoencoder:
     network = checkpoint.abstract_network(Path(codec.weights))
     if not isinstance(network, Autoencoder):
@@ -167,8 +171,8 @@ def abstract_codec(codec: configs.Codec) -> Autoencoder:
     return network
 
 
-def folder_of(name, field: str, make, maker: str = "convert") -> Iterator[str]:
-    """Sizes and shapes alone are looked at; checksums follow when the weights are loaded."""
+def folder_of(name, field: str, fits: Callable[[Path], list[str]], maker: str = "convert") -> Iterator[str]:
+    """Sizes and shapes alone are looked at; checksums follow when the weights are loaded. fits: what does not, of a folder."""
     folder = Path(name)
     if not folder.is_dir():
         yield f"{field}={name} is not a folder; make it with `python -m {maker}`."
@@ -179,9 +183,7 @@ def folder_of(name, field: str, make, maker: str = "convert") -> Iterator[str]:
             if not (folder / file).is_file() or (folder / file).stat().st_size != entry["bytes"]:
                 yield f"{folder / file} is missing or cut off; make or fetch {folder} again."
                 return
-        wanted = checkpoint.named(nnx.state(nnx.eval_shape(make)))
-        faults = checkpoint.misfits(wanted, checkpoint.stored_arrays(folder / "params"))
-        if faults:
+        if faults := fits(folder):
             yield f"{field}={name} does not fit config.model: {'; '.join(faults)}; name the right folder."
     except UserError as error:
         yield str(error)
@@ -241,7 +243,10 @@ def disk(config: configs.Config, workdir: Path, saved: int) -> Iterator[str]:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield f"{there} cannot be written, so there can be no {workdir}; name another --workdir."
         return
-    size = sum(4 * leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_model(config))))
+    try:
+        size = sum(4 * leaf.size for leaf in jax.tree.leaves(learned.abstract(config)[1]))
+    except UserError:  # of the table of what learns, which another check says
+        return
     # Every checkpoint has weights, their average and the moments; the model at the end is one more average.
     wanted = SPARE * size * ((2 + MOMENTS) * max(config.keep + 1 - saved, 1) + 1)
     free = shutil.disk_usage(there).free

@@ -24,7 +24,7 @@ from svdp_jax.errors import UserError
 from svdp_jax.files import read_json, remove, verify, write_whole
 from svdp_jax.training import identity, journal, records
 from svdp_jax.training.owner import Owner
-from svdp_jax.weights import checkpoint
+from svdp_jax.weights import adapter, checkpoint
 
 NO_STEP = -1
 PARTS = ("params", "rest")
@@ -35,9 +35,10 @@ FILES = (
 logger = logging.getLogger(__name__)
 
 
-def weights_folder(state) -> dict:
-    """The arrays of a state that make up its averaged network, by dotted path."""
-    return checkpoint.named(state.average) | checkpoint.named(state.constants)
+def weights_folder(state, config: configs.Config) -> dict:
+    """The arrays of a state that make up its averaged network, by dotted path, as far as its base does not hold them."""
+    states = adapter.kept(config, state.average, state.constants)
+    return {path: array for part in states for path, array in checkpoint.named(part).items()}
 
 
 def rest(state) -> dict:
@@ -139,7 +140,7 @@ class Runs:
         self.failure, partial = None, self.folder / f".{step}.{self.owner.mark}"
         try:
             checkpoint.once(lambda: remove(partial))
-            self.saver.save(partial, params=weights_folder(state), rest=rest(state))
+            self.saver.save(partial, params=weights_folder(state, staged), rest=rest(state))
         except Exception as error:
             self.fail(step, error)
             return
@@ -152,7 +153,7 @@ class Runs:
             if jax.process_index() > 0:
                 return
             write_whole(partial / "data.json", json.dumps(data))
-            checkpoint.seal(partial, "svdp", self.config.model, checkpoint.trained_with(staged))
+            checkpoint.seal(partial, "svdp", self.config.model, adapter.trained_with(staged))
             self.owner.check()
             partial.rename(self.folder / str(step))
             for _, old in list(checkpoint.run_checkpoints(self.workdir))[self.config.keep :]:
@@ -182,14 +183,14 @@ class Runs:
         folder = self.folder / str(self.found)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         try:
-            params = checkpoint.read_arrays(folder / "params", weights_folder(like))
+            params = checkpoint.read_arrays(folder / "params", weights_folder(like, self.config))
             found = with_rest(state, checkpoint.read_arrays(folder / "rest", rest(like)))
         except UserError as error:
             raise UserError(
                 f"{folder} holds the state of another network or of another version of svdp_jax ({error}); train on from "
                 f"its model with --config.start={self.workdir} in a new --workdir, where config.model is the same."
             ) from None
-        average, constants = (checkpoint.replaced(x, params) for x in (state.average, state.constants))
+        average, constants = (checkpoint.replaced(x, checkpoint.named(x) | params) for x in (state.average, state.constants))
         return found._replace(average=average, constants=constants), Place(
             read_json(folder / "data.json"), checkpoint.about(folder)["training"]["data"]["batch"]
         )

@@ -1,31 +1,38 @@
 """What a run starts from: fresh weights or another run's, and what it reads and never changes."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.training.step import WEIGHTS, Frozen, State, state_maker, stream
-from svdp_jax.weights import checkpoint
+from svdp_jax.training.step import WEIGHTS, Frozen, State, abstract_state, state_maker, stream
+from svdp_jax.weights import adapter, checkpoint
 from svdp_jax.weights.prompts import prompt_of
 
 
 def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
-    """A fresh state on the mesh, with the weights of the folder that the config names, if it does."""
+    """A state on the mesh, with the weights of the folder that the config names, if it does; fresh ones where that has none."""
     graph, make = state_maker(config, mesh)
-    state = make(stream(config, WEIGHTS))
-    weights, constants = state.weights, state.constants
-    if not (config.start or config.backbone):
-        return graph, state
-    if config.start:
-        weights, constants = checkpoint.load_parts(checkpoint.model_folder(Path(config.start)), weights, constants)
-    else:
-        image = checkpoint.load_parts(Path(config.backbone), weights["image"], constants["image"])
-        for part, loaded in zip((weights, constants), image):
-            part["image"] = loaded
-    return graph, state._replace(weights=weights, constants=constants, average=jax.tree.map(jnp.copy, weights))
+    key, folder = stream(config, WEIGHTS), adapter.started_from(config)
+    if not folder:
+        return graph, make(key)
+    _, shapes = abstract_state(config, mesh)
+    layouts = parallel.parameter_shardings(shapes, mesh)
+    structs = checkpoint.named(shapes.weights) | checkpoint.named(shapes.constants)
+    source = adapter.source(folder, adapter.IMAGE * bool(config.backbone))
+    absent = adapter.missing(structs, source)
+
+    def fresh(key):
+        """What the source has not. The rest of a fresh state is not made: a chip may have no room for both."""
+        state = make(key)
+        arrays = checkpoint.named(state.weights) | checkpoint.named(state.constants)
+        return state.step, {name: arrays[name] for name in absent}, state.optimizer
+
+    places = {name: structs[name].sharding for name in absent}
+    step, arrays, optimizer = jax.jit(fresh, out_shardings=(layouts.step, places, layouts.optimizer))(key)
+    arrays |= adapter.read({name: leaf for name, leaf in structs.items() if name not in arrays}, source)
+    weights, constants = (checkpoint.replaced(part, arrays) for part in (shapes.weights, shapes.constants))
+    return graph, State(step, weights, jax.tree.map(jnp.copy, weights), constants, optimizer)
 
 
 def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:

@@ -19,7 +19,7 @@ from flax import nnx
 from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.faces import face
-from svdp_jax.models.svdp import SVDP
+from svdp_jax.models import learned
 from svdp_jax.models.vae import encode_frames
 from svdp_jax.weights import checkpoint
 
@@ -32,7 +32,8 @@ def stream(config: configs.Config, number: int) -> jax.Array:
 
 
 class State(NamedTuple):
-    """All that a run knows. Weights are nnx states, float32; `average` is their moving average."""
+    """All that a run knows. Weights, what of the network learns, are an nnx state, float32; `average` is their
+    moving average; `constants` are the rest of the network."""
 
     step: jax.Array
     weights: nnx.State
@@ -66,16 +67,25 @@ def state_maker(config: configs.Config, mesh: jax.sharding.Mesh):
 
     The optimizer's moments lie as their weights do.
     """
-    graph = nnx.graphdef(nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0))))
+    graph = learned.abstract(config)[0]
 
     def make(key):
-        _, weights, constants = nnx.split(SVDP(config.model, nnx.Rngs(key)), nnx.Param, ...)
+        _, weights, constants = learned.parted(learned.network(config, nnx.Rngs(key)), config.learn)
         average = jax.tree.map(jnp.copy, weights)
         optimizer = make_optimizer(config).init(weights)
         return State(jnp.zeros((), jnp.int32), weights, average, constants, optimizer)
 
     shapes = jax.eval_shape(make, jax.random.key(0))
     return graph, jax.jit(make, out_shardings=parallel.parameter_shardings(shapes, mesh))
+
+
+def abstract_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
+    """The network's graph, and the training state as shapes with their layout."""
+    graph, make = state_maker(config, mesh)
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    layouts = parallel.parameter_shardings(shapes, mesh)
+    place = lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+    return graph, jax.tree.map(place, shapes, layouts)
 
 
 class Frozen(NamedTuple):
@@ -138,7 +148,7 @@ def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Grap
     dtype = jnp.dtype(config.dtype)
 
     def batch_loss(weights, constants, frozen, batch, key, real_past):
-        weights, constants = jax.tree.map(lambda w: w.astype(dtype), (weights, constants))
+        weights, constants = learned.cast((weights, constants), dtype)
         latents = as_latents(nnx.merge(codec_graph, frozen.codec), batch, dtype)
         b = len(latents["target"])
         text, pooled = (jnp.broadcast_to(x.astype(dtype), (b, *x.shape)) for x in frozen.prompt)

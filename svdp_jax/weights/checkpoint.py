@@ -122,14 +122,14 @@ def about(folder: Path) -> dict:
         ) from None
 
 
-def abstract_network(folder: Path) -> Any:
-    """The network of a weights folder with shapes in place of arrays."""
+def abstract_network(folder: Path, change: Callable = lambda network: network) -> Any:
+    """The network of a weights folder, as `change` makes it, with shapes in place of arrays."""
     facts = about(folder)
     if facts["network"] not in NETWORKS:
         raise UserError(f"{folder} holds {facts['network']!r}, which this version does not know.")
     kind, module = NETWORKS[facts["network"]]
     config = declared.build(kind, facts["config"], f"{folder}/config.json")
-    return nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: change(module(config, nnx.Rngs(0))))
 
 
 def load_network(folder: Path, dtype=None, sharding=None) -> Any:
@@ -153,13 +153,13 @@ def load_weights(folder: Path, state):
     return replaced(state, read_arrays(folder / "params", named(state)))
 
 
-def read_arrays(folder: Path, like: dict) -> dict:
+def read_arrays(folder: Path, like: dict, part: bool = False) -> dict:
     """Arrays by dotted path, each with the shape, dtype and sharding of its twin in `like`.
 
-    Raises UserError that names what is missing, too many, or of another shape.
+    part: there may be others. Raises UserError that names what is missing, too many, or of another shape.
     """
     stored = stored_arrays(folder)
-    if faults := misfits(like, stored):
+    if faults := misfits(like, {name: x for name, x in renewed(stored).items() if name in like} if part else stored):
         raise UserError(f"{folder} does not fit this network: {'; '.join(faults)}.")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = {stored_name(path, stored): leaf for path, leaf in like.items()}
@@ -167,7 +167,7 @@ def read_arrays(folder: Path, like: dict) -> dict:
         path: ocp.ArrayRestoreArgs(sharding=leaf.sharding or here, global_shape=stored[path].shape, dtype=leaf.dtype)
         for path, leaf in like.items()
     }
-    return renewed(restore(folder, like, restore_args))
+    return renewed(restore(folder, like, restore_args, part))
 
 
 NAMED = 5  # parameters of each fault; one mistake often has hundreds
@@ -209,9 +209,9 @@ def host_arrays(folder: Path) -> dict[str, np.ndarray]:
     return restore(folder, stored, {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in stored})
 
 
-def restore(folder: Path, item: dict, restore_args: dict) -> dict:
+def restore(folder: Path, item: dict, restore_args: dict, part: bool = False) -> dict:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=part)
         return checkpointer.restore(folder.absolute(), args=args)
 
 
@@ -227,11 +227,12 @@ def stored_arrays(folder: Path) -> dict:
 # --- trained models
 
 
-def save_model(folder: Path, config: configs.Config, weights, constants) -> None:
-    """A trained model as a weights folder, complete or not at all; replaces an older one."""
+def save_model(folder: Path, config: configs.Config, *states: nnx.State, facts: dict | None = None) -> None:
+    """A trained model as a weights folder, complete or not at all; replaces an older one. facts: for config.json."""
     partial = folder.with_name(f".{folder.name}.partial")
     once(lambda: remove(partial))
-    save_weights(partial, "svdp", config.model, named(weights) | named(constants), trained_with(config))
+    arrays = {name: array for state in states for name, array in named(state).items()}
+    save_weights(partial, "svdp", config.model, arrays, facts or trained_with(config))
     once(lambda: (remove(folder), partial.rename(folder)))
 
 

@@ -7,7 +7,6 @@ Make one, once, of a finished run:
     python -c "from svdp_jax.weights import shipped; shipped.export('runs/toy_cpu')"
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
-from svdp_jax.weights import checkpoint
+from svdp_jax.files import MANIFEST, hash_of
+from svdp_jax.weights import adapter, checkpoint
 from svdp_jax.weights.older import renewed
 
 FOLDER = Path(__file__).parent / "toy"
@@ -37,8 +37,12 @@ def find(folder=None) -> Path:
     return found
 
 
-def load(folder: Path) -> tuple[configs.Config, nnx.Module]:
-    """The model of a folder that `find` gave, and the config it was trained with."""
+def load(folder: Path, base: Path | None = None) -> tuple[configs.Config, nnx.Module]:
+    """The model of a folder that `find` gave, and the config it was trained with. base: of an adapter, where it has moved."""
+    if adapter.of(folder):
+        return adapter.load(folder, base)
+    if base:
+        raise UserError(f"{folder} is no adapter, so that it needs no base; leave {base} away.")
     if not (folder / ARRAYS).exists():
         return checkpoint.load_model(folder)
     checkpoint.verify(folder)
@@ -54,6 +58,10 @@ def load(folder: Path) -> tuple[configs.Config, nnx.Module]:
 def export(folder, target: Path = FOLDER) -> None:
     """Writes the model of a work folder to the new folder `target`, complete or not at all."""
     run, folder, partial = Path(folder), find(folder), target.with_name(f".{target.name}.partial")
+    if adapter.of(folder):
+        raise UserError(
+            f"{folder} is an adapter, which is nothing without its base; fold it in with `python -m convert adapter`."
+        )
     arrays = {name: array.astype(np.float16) for name, array in checkpoint.load_arrays(folder).items()}
     size = sum(array.nbytes for array in arrays.values())
     if size > LIMIT:
@@ -72,4 +80,4 @@ def export(folder, target: Path = FOLDER) -> None:
 
 def fingerprint(folder: Path) -> str:
     """Names the weights of a folder: the SHA-256 of its manifest, which has the checksum of every file."""
-    return f"sha256:{hashlib.sha256((folder / 'manifest.json').read_bytes()).hexdigest()}"
+    return hash_of(folder / MANIFEST)
