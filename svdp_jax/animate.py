@@ -43,6 +43,8 @@ def main() -> None:
     add("--output", metavar="FILE", help="out.mp4, out.gif, or out.png for a folder of pictures")
     add("--checkpoint", type=Path, metavar="DIR",
         help="a work folder of svdp_jax.train (default: the model that comes with the package)")  # fmt: skip
+    add("--base", type=Path, metavar="DIR",
+        help="of a checkpoint that is an adapter, the weights it was trained on (default: where they were then)")  # fmt: skip
     add("--demo", action="store_true", help="animate the built-in picture with the built-in driver, to demo.mp4")
     add("--compare", action="store_true", help="show source, crop, masked driver and result side by side")
     add("--paste-back", action="store_true",
@@ -108,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
 def animate(options: argparse.Namespace, source, driving, **finding) -> None:
     output = options.output or "demo.mp4"
     apart(output, source, driving, options.landmarks, *(options.sign or ()))
-    animator = Animator.load(options.checkpoint)
+    animator = Animator.load(options.checkpoint, options.base)
     finish = credentials.signing(*options.sign, animator.provenance) if options.sign else leave
     scene = animator.save(
         output, source, driving, paste_back=options.paste_back, compare=options.compare,

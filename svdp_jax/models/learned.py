@@ -37,7 +37,8 @@ def built(model: configs.Model, table: str, frozen: str, rngs: nnx.Rngs) -> SVDP
 
 
 def adapted(model: Any, table: str, frozen: str, rngs: nnx.Rngs) -> Any:
-    """The network itself, with low-rank parts where the table wants them and what is frozen as it lies then."""
+    """The network itself, with low-rank parts where the table wants them, and what is frozen in bfloat16, in int8, or
+    as it was."""
     if not learn.adapts(table):
         return model
     rows = learn.rows(table)
@@ -46,7 +47,10 @@ def adapted(model: Any, table: str, frozen: str, rngs: nnx.Rngs) -> Any:
     wanted = {dotted(path): learn.how(rows, dotted(path)) for path, _ in params}
     check(wanted, set(layers), rows)
     still = [(path, leaf) for path, leaf in params if wanted[dotted(path)].how != "full"]
-    nnx.update(model, nnx.from_flat_state((path, leaf.replace(leaf.get_value().astype(jnp.bfloat16))) for path, leaf in still))
+    if frozen in ("bfloat16", "int8"):
+        nnx.update(
+            model, nnx.from_flat_state((path, leaf.replace(leaf.get_value().astype(jnp.bfloat16))) for path, leaf in still)
+        )
     for path, leaf in still:
         if layer := layers.get(dotted(path)):
             if frozen == "int8":

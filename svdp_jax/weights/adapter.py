@@ -19,6 +19,7 @@ from svdp_jax.values import learn
 from svdp_jax.weights import checkpoint
 from svdp_jax.weights.older import renewed
 
+AS_STORED = "as stored"  # how the base of an adapter lies that others trained
 IMAGE = "image."  # where an image model lies in a video model
 
 
@@ -164,18 +165,30 @@ def abstract_network(folder: Path) -> Any:
     )
 
 
+def load_arrays(folder: Path, base: Path | None = None) -> tuple[nnx.GraphDef, nnx.State, dict[str, Any]]:
+    """Of an adapter's folder and its base: the graph, a state of shapes, and the arrays by dotted path."""
+    graph, state = nnx.split(abstract_network(folder))
+    found, adapter = source(folder, base=base), of(folder)
+    assert adapter
+
+    def dtype(name: str, leaf):
+        stored_as = name in found and (adapter.frozen == AS_STORED or found[name].folder == folder)
+        return found[name].shape.dtype if stored_as else leaf.dtype
+
+    leaves = checkpoint.named(state)
+    if absent := missing(leaves, found):
+        raise UserError(f"{folder} and its base lack {len(absent)} parameters, such as {absent[0]}; make or fetch them again.")
+    structs = {name: jax.ShapeDtypeStruct(leaf.shape, dtype(name, leaf)) for name, leaf in leaves.items()}
+    return graph, state, read(structs, found)
+
+
 def load(folder: Path, base: Path | None = None) -> tuple[configs.Config, nnx.Module]:
     """The model of an adapter's folder, with its base, and the config it was trained with.
 
     It runs as it was trained: what it adds is not folded in, which in bfloat16 would round most of it away.
     """
-    graph, state = nnx.split(abstract_network(folder))
-    own = stored(folder)
-    structs = {
-        name: jax.ShapeDtypeStruct(leaf.shape, own.get(name, leaf).dtype) for name, leaf in checkpoint.named(state).items()
-    }
-    found = source(folder, base=base)
-    if absent := missing(structs, found):
-        raise UserError(f"{folder} and its base lack {len(absent)} parameters, such as {absent[0]}; make or fetch them again.")
     facts = checkpoint.about(folder)
-    return configs.from_flags(facts["training"]), nnx.merge(graph, checkpoint.replaced(state, read(structs, found)))
+    if "training" not in facts:
+        raise UserError(f"{folder} holds {facts['network']!r}, not a model trained by svdp_jax.train.")
+    graph, state, arrays = load_arrays(folder, base)
+    return configs.from_flags(facts["training"]), nnx.merge(graph, checkpoint.replaced(state, arrays))

@@ -1,0 +1,36 @@
+"""python -m svdp_jax.train --config configs/ablation/adapters.py:image --workdir runs/adapters/image
+python -m svdp_jax.ablate configs/ablation/adapters.py --workdir runs/adapters --clips 8 --at-once 2
+
+What learning a part of the weights costs, in the toy world: everything, attention through time alone, or that and
+low-rank parts of the image model, each from the same image model. That is trained by the first command, on
+single frames of people whose source picture it sees and whose driver it does not.
+"""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+from svdp_jax import config as configs
+
+SELF, CROSS, LAST = 300, 700, 200  # steps
+BASE = configs.from_flags(runpy.run_path(str(Path(__file__).with_name("toy.py")))["get_config"]())
+IMAGE = dataclasses.replace(
+    BASE,
+    name="image",
+    model=dataclasses.replace(BASE.model, video=dataclasses.replace(BASE.model.video, temporal="none")),
+    data=dataclasses.replace(BASE.data, frames=1, past=0, batch=16),
+    stages=(configs.Stage(steps=2000, rate=1.5e-3, final_rate=1e-4),),
+    flow=dataclasses.replace(BASE.flow, dropout=(0.1, 0.9, 0.0, 0.0)),
+)
+STAGES = (
+    configs.Stage(steps=SELF, self_driven=True, rate=1.5e-3, final_rate=1.4e-3),
+    configs.Stage(steps=CROSS, rate=1.5e-3, final_rate=3e-4),
+    configs.Stage(steps=LAST, past=True, rate=3e-4, final_rate=2e-5),
+)
+VARIANTS = {"all": {}, "video": {"learn": "video"}, "adapter": {"learn": "adapter"}}
+QUESTIONS = {"What learns": ("video", "adapter")}
+
+
+def get_config(variant: str = "all"):
+    started = dataclasses.replace(BASE, name=variant, stages=STAGES, start="runs/adapters/image")
+    return configs.as_flags(IMAGE if variant == "image" else dataclasses.replace(started, **VARIANTS[variant]))
