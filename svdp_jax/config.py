@@ -265,6 +265,31 @@ def full_size(
     )
 
 
+def one_chip(name: str, topology: str, frames: int, past: int, **changes) -> Config:
+    """The paper's method on one chip: an adapter on SD3.5-M at 512x512, eight clips a step, one after the other.
+
+    Folders as for `full_size`. What `frames` and `past` a chip has room for, the compiler tells.
+    """
+    config = full_size(name, topology, batch=8, mesh=Mesh(), accumulate=8, **{"remat": "full", "learn": "adapter"} | changes)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, frames=frames, past=past, threads=2),
+        stages=(Stage(steps=4000, rate=1e-4, final_rate=2e-5), Stage(steps=1000, past=True, rate=2e-5, final_rate=1e-6)),
+        optimizer=dataclasses.replace(config.optimizer, warmup=200, average=0.999, moment="bfloat16"),
+        save_every=100,
+        sample_every=0,
+        watch_every=0,
+        keep=1,
+    )
+
+
+def personal(config: Config, start: str, steps: int) -> Config:
+    """A trained model goes on learning, on records of one person: fewer steps, at lower rates, past frames real."""
+    stages = (Stage(steps=steps, past=True, rate=2e-5, final_rate=1e-6),)
+    optimizer = dataclasses.replace(config.optimizer, warmup=20, average=0.99)
+    return dataclasses.replace(config, start=start, backbone="", stages=stages, optimizer=optimizer)
+
+
 def stage_ends(config: Config) -> tuple[int, ...]:
     """The step at which each stage ends."""
     return tuple(itertools.accumulate(stage.steps for stage in config.stages))

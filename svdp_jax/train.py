@@ -84,7 +84,7 @@ def run(config: configs.Config, owner: Owner, mesh: jax.sharding.Mesh) -> None:
             place = Place(feed.state, staged.data.batch)
         runs.close()
         last = configs.by_stage(config)[-1]
-        kept = adapter.kept(config, state.average, state.constants)
+        kept = adapter.model(config, state.average, state.constants)
         checkpoint.save_model(workdir / "model", last, *kept, facts=adapter.trained_with(last))
         journal.tell("finished", {})
 

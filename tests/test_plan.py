@@ -37,6 +37,20 @@ def test_flops_of_the_full_model_are_those_counted_by_hand():
     assert sum(counted.values()) == pytest.approx(203, abs=1)
 
 
+def test_frozen_kernels_need_no_gradients():
+    """With attention through time alone to learn, a third less work but for what is it and what has no weights."""
+    config = dataclasses.replace(full(), learn="video")
+    parts = flops.forward_flops(config)
+    assert flops.train_flops(full()) == 3 * sum(parts.values())
+    spared = sum(parts[part] for part in ("image stream", "text stream", "attn2 projections"))
+    assert flops.spared_flops(config) == pytest.approx(spared, rel=1e-3)
+    assert flops.train_flops(config) == pytest.approx(3 * sum(parts.values()) - spared, rel=1e-3)
+    # Beside a kernel of i x o, rank 16 has 16 (i + o) numbers: in a stream, of 4 kernels d x d and 2 of d x 4d, 288 d of 12 d².
+    beside = flops.forward_flops(dataclasses.replace(full(), learn="adapter"))["low-rank parts"]
+    streams = (parts["image stream"] + parts["text stream"]) * 288 / (12 * 1536)
+    assert beside == pytest.approx(streams + parts["attn2 projections"] * 32 / 1536, rel=0.01)
+
+
 @pytest.mark.parametrize("temporal", ["full", "factorized", "none"])
 def test_flops_are_those_that_the_compiler_counts(temporal):
     model = tiny_model(temporal=temporal)

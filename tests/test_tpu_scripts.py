@@ -9,6 +9,7 @@ import pytest
 
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter
+from svdp_jax.weights import checkpoint
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tpu_scripts" / "tpu.sh"
@@ -115,12 +116,25 @@ def test_the_notebook_runs_on_a_cpu(tmp_path, portraits):
             for frame in video.read_frames(clip, stop=12):
                 writer.write(frame.image)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    settings = {"SVDP_CLIPS": str(clips), "SVDP_PICTURE": str(portraits / "s9.jpg"), "SVDP_STEPS": "2"}
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, env=os.environ | settings
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert (tmp_path / "result.mp4").stat().st_size > 10_000
+    settings = {
+        "SVDP_CLIPS": str(clips), "SVDP_PICTURE": str(portraits / "s9.jpg"), "SVDP_STEPS": "2",
+        "SVDP_WORK": "mine", "SVDP_LIMITS": "seconds=0.3 found=0.5",
+    }  # fmt: skip
+
+    def execute() -> str:
+        result = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, env=os.environ | settings
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stderr
+
+    assert "step 0 of 2" in execute()
+    assert (tmp_path / "mine/result.mp4").stat().st_size > 10_000
+    held = checkpoint.stored_arrays(tmp_path / "mine/run/model/params")
+    assert "image.last.attn.to_q.lora_a" in held and "image.last.attn.to_q.kernel" not in held
+    (tmp_path / "mine/result.mp4").unlink()
+    assert "step 2 of 2" in execute()  # all cells again, as after a disconnect
+    assert (tmp_path / "mine/result.mp4").exists()
 
 
 def test_bench_prints_a_line_for_each(tmp_path):

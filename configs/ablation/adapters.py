@@ -12,14 +12,14 @@ from pathlib import Path
 
 from svdp_jax import config as configs
 
-SELF, CROSS, LAST = 300, 700, 200  # steps
+SELF, CROSS, LAST = 100, 250, 50  # steps
 BASE = configs.from_flags(runpy.run_path(str(Path(__file__).with_name("toy.py")))["get_config"]())
 IMAGE = dataclasses.replace(
     BASE,
     name="image",
     model=dataclasses.replace(BASE.model, video=dataclasses.replace(BASE.model.video, temporal="none")),
     data=dataclasses.replace(BASE.data, frames=1, past=0, batch=16),
-    stages=(configs.Stage(steps=2000, rate=1.5e-3, final_rate=1e-4),),
+    stages=(configs.Stage(steps=620, rate=1.5e-3, final_rate=1e-4),),
     flow=dataclasses.replace(BASE.flow, dropout=(0.1, 0.9, 0.0, 0.0)),
 )
 STAGES = (

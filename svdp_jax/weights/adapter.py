@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from safetensors.numpy import load_file
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
@@ -19,6 +20,7 @@ from svdp_jax.values import learn
 from svdp_jax.weights import checkpoint
 from svdp_jax.weights.older import renewed
 
+ARRAYS = "model.safetensors"  # of an exported model
 AS_STORED = "as stored"  # how the base of an adapter lies that others trained
 IMAGE = "image."  # where an image model lies in a video model
 
@@ -65,6 +67,12 @@ def trained_with(config: configs.Config) -> dict:
 def kept(config: configs.Config, average: nnx.State, constants: nnx.State) -> tuple[nnx.State, ...]:
     """Of a trained network what its weights folder holds."""
     return (average,) if learn.adapts(config.learn) else (average, constants)
+
+
+def model(config: configs.Config, average: nnx.State, constants: nnx.State) -> tuple[nnx.State, ...]:
+    """What of it is left when the training is done: an adapter in the dtype in which it is computed with, to be small."""
+    parts = kept(config, average, constants)
+    return learned.cast(parts, config.dtype) if learn.adapts(config.learn) else parts
 
 
 def base_of(folder: Path, adapter: Adapter, given: Path | None = None) -> Path:
@@ -116,8 +124,18 @@ def faults(config: configs.Config, folder: Path) -> list[str]:
 
 
 def stored(folder: Path) -> dict:
-    """Shapes of what a weights folder holds, by dotted path, as this version names them."""
-    return renewed(checkpoint.stored_arrays(folder / "params"))
+    """Shapes of what a weights folder holds, or an exported model, by dotted path, as this version names them."""
+    if not (folder / ARRAYS).is_file():
+        return renewed(checkpoint.stored_arrays(folder / "params"))
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in renewed(load_file(folder / ARRAYS)).items()}
+
+
+def read_folder(folder: Path, like: dict) -> dict[str, Any]:
+    """Some of the arrays of a weights folder, or of an exported model."""
+    if not (folder / ARRAYS).is_file():
+        return checkpoint.read_arrays(folder / "params", like, part=True)
+    exported = renewed(load_file(folder / ARRAYS))
+    return {name: jax.device_put(exported[name].astype(leaf.dtype), leaf.sharding) for name, leaf in like.items()}
 
 
 def maker(name: str, source: dict[str, Place]) -> str:
@@ -147,7 +165,7 @@ def read(structs: dict, source: dict[str, Place]) -> dict[str, Any]:
                 dtype = jnp.bfloat16 if name in coarse else leaf.dtype
                 like[place.name] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
                 names[place.name] = name
-        found = checkpoint.read_arrays(folder / "params", like, part=True)
+        found = read_folder(folder, like)
         arrays |= {names[name]: array for name, array in found.items()}
     for name in coarse:
         pair = (name, f"{name}_scale")

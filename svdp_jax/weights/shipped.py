@@ -19,10 +19,10 @@ from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.files import MANIFEST, hash_of
 from svdp_jax.weights import adapter, checkpoint
+from svdp_jax.weights.adapter import ARRAYS
 from svdp_jax.weights.older import renewed
 
 FOLDER = Path(__file__).parent / "toy"
-ARRAYS = "model.safetensors"
 LIMIT = 20_000_000  # bytes; what a package may weigh
 
 
