@@ -265,12 +265,12 @@ def full_size(
     )
 
 
-def one_chip(name: str, topology: str, frames: int, past: int, **changes) -> Config:
+def one_chip(name: str, topology: str, frames: int, past: int, frozen: str) -> Config:
     """The paper's method on one chip: an adapter on SD3.5-M at 512x512, eight clips a step, one after the other.
 
     Folders as for `full_size`. What `frames` and `past` a chip has room for, the compiler tells.
     """
-    config = full_size(name, topology, batch=8, mesh=Mesh(), accumulate=8, **{"remat": "full", "learn": "adapter"} | changes)
+    config = full_size(name, topology, batch=8, mesh=Mesh(), accumulate=8, remat="full", learn="adapter", frozen=frozen)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, frames=frames, past=past, threads=2),
