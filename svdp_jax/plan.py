@@ -14,6 +14,11 @@ rates lead to.
 --topology T    another slice than the config's
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import dataclasses
 import itertools
 import json
