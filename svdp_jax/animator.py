@@ -24,6 +24,7 @@ from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments, scene as scenes
 from svdp_jax.faces.scene import Scene, Take, quietly
+from svdp_jax.files import apart
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter, leave
 from svdp_jax.weights import checkpoint, shipped
@@ -89,6 +90,7 @@ class Animator:
         """
         arguments.check(output=output, show=show, finish=finish)
         finding, making = self.sorted(paste_back=paste_back, compare=compare, **options)
+        apart(output, source, driving, finding.get("landmarks"))
         clip = scenes.as_clip(driving, finding.get("fps", scenes.FPS))
         with self.writer(output, clip, finish) as writer:
             scene = scenes.prepare(source, clip, self.engine.framing, show=show, **finding)

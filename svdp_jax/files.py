@@ -42,9 +42,12 @@ def read_json(path: Path) -> dict:
 
 
 def apart(output, *inputs) -> None:
-    """UserError where writing `output` would replace an input: the same file, by whatever name, or one in that folder."""
+    """UserError where writing `output` would replace an input: the same file, by whatever name, or one in that folder.
+
+    Inputs that are no names of files, such as arrays, are passed over.
+    """
     output = Path(output)
-    for given in (Path(path) for path in inputs if path is not None):
+    for given in (Path(path) for path in inputs if isinstance(path, (str, os.PathLike))):
         same = given.exists() and output.exists() and given.samefile(output)
         if same or given.resolve().is_relative_to(output.resolve()):
             raise UserError(f"{output}: would replace the input {given}; give the output another name.")

@@ -49,7 +49,7 @@ import numpy as np
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face, masks
-from svdp_jax.files import alone, remove
+from svdp_jax.files import alone, apart, remove
 from svdp_jax.preparation import crops, encode, gates, ingest, jobs, left, pipeline, report, stages, work
 from svdp_jax.toy import footage
 from svdp_jax.values import declared
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
     out = options.out
     settings = decide(options, out)
     check(settings, [options.stage] if options.stage else list(stages.STAGES))
-    check_folder(out, options.redo)
+    check_folder(out, options.redo, options.videos)
     listing = ingest.find(options.videos, options.list, settings.licence)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "another preparation"):
@@ -241,8 +241,14 @@ def check(settings: jobs.Settings, names: list[str]) -> None:
 # The folder: nothing in it is lost by mistake
 
 
-def check_folder(out: Path, redo: str | None) -> None:
+def check_folder(out: Path, redo: str | None, videos: list[str]) -> None:
     """UserError where OUT is not the folder of a preparation, or of one whose results do not say what they are."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder as OUT, new or to be gone on with.")
+    if out.resolve() in {Path(path).resolve() for path in videos}:
+        raise UserError(f"{out} is where the videos are; name another folder as OUT.")
+    for entry in stages.STAGES.values():
+        apart(out / entry.folder, *videos)
     there = [entry.folder for entry in stages.STAGES.values() if (out / entry.folder).exists()]
     if there and not (out / "settings.json").exists():
         raise UserError(f"{out / there[0]} is there and no preparation is; name a new folder as OUT.")
