@@ -186,7 +186,8 @@ class Animator:
         arguments.check(crops=source, drivers=driving, seed=seed, sampling=sampling, watch=watch)
         f, p = self.config.data.frames, self.config.data.past
         sampling = sampling or self.config.sampling
-        times, weights = np.asarray(flow.schedule(sampling.steps, sampling.shift)), guidance.weights(sampling)
+        times = np.asarray(flow.schedule(sampling.steps, sampling.shift))
+        weights = guidance.weights(sampling, self.config.model.told)
         at_start = guidance.at_start(weights, self.config.model.video.null)
         # All steps in one call, or one by one for somebody who watches.
         stretches = [times[i : i + 2] for i in range(sampling.steps)] if watch else [times]
@@ -225,7 +226,7 @@ def last(x: jax.Array, past: int) -> jax.Array:
 def sampling_mesh(config: configs.Config, devices: list) -> jax.sharding.Mesh:
     """As many of these devices as a segment divides over: its branches of guidance first, which need not
     talk to each other, then its frames."""
-    branches = len(guidance.weights(config.sampling)) if config.model.video.null == "zeros" else 1
+    branches = len(guidance.weights(config.sampling, config.model.told)) if config.model.video.null == "zeros" else 1
     shapes = (
         configs.Mesh(data=data, context=count // data)
         for count in range(len(devices), 0, -1)

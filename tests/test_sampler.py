@@ -11,7 +11,7 @@ from svdp_jax.diffusion import flow, sampler
 def test_euler_reaches_a_single_clean_point_exactly():
     clean = jnp.array([0.3, -1.2])
     noise = jnp.array([2.0, 0.5])
-    end = sampler.euler(lambda x, s: (x - clean) / s, noise, flow.schedule(5, 3.0))
+    end = sampler.euler(lambda x, s, r: (x - clean) / s, noise, flow.schedule(5, 3.0))
     np.testing.assert_allclose(end, clean, atol=1e-6)
 
 
@@ -20,7 +20,7 @@ def test_euler_converges_to_the_closed_form_of_gaussian_data():
     m, q = 0.7, 0.5
     noise = jnp.linspace(-2, 2, 9)
 
-    def velocity(x, s):
+    def velocity(x, s, r):
         variance = ((1 - s) * q) ** 2 + s**2
         slope = (s - (1 - s) * q**2) / variance
         return -m + slope * (x - (1 - s) * m)

@@ -21,6 +21,7 @@ from svdp_jax.models import layers
 from svdp_jax.models.attention import Frames, frame_attention, video_attention
 from svdp_jax.models.mmdit import MMDiT, kinds
 
+TOLD = 4  # numbers
 SOURCE_SHIFT, DRIVING_SHIFT = -1, 1  # picture widths from the centre of the table
 
 
@@ -69,6 +70,21 @@ class VideoAttention(nnx.Module):
         return read(tokens) + self.to_out(attended) * layers.over_tokens(gate)
 
 
+class Told(nnx.Module):
+    """Guidance weights, and the end of the step, to what is added to the vector of time. It starts at zero."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.linear_1 = nnx.Linear(TOLD * 256, width, rngs=rngs)
+        self.linear_2 = nnx.Linear(width, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, time: jax.Array, told: jax.Array, dtype) -> jax.Array:
+        """time (b,), told (b, 4) of guidance weights for source, driving, past, and the step's end: b d."""
+        weights, end = told[:, :3], told[:, 3]
+        numbers = jnp.concatenate([100 * weights, 1000 * (time - end)[:, None]], 1)  # a length of zero is the flow's velocity
+        waves = rearrange(layers.time_embedding(numbers.ravel()), "(b i) d -> b (i d)", i=TOLD)
+        return self.linear_2(jax.nn.silu(self.linear_1(waves.astype(dtype))))
+
+
 class SVDP(nnx.Module):
     """Noisy video latents and conditions to the model's prediction.
 
@@ -78,6 +94,8 @@ class SVDP(nnx.Module):
 
     def __init__(self, config: Model, rngs: nnx.Rngs):
         self.image = MMDiT(config.backbone, rngs)
+        if config.told:
+            self.told = Told(config.backbone.width, rngs)
         self.head_size = config.backbone.width // config.video.heads
         self.temporal = config.video.temporal
         if self.temporal != "none":
@@ -94,6 +112,7 @@ class SVDP(nnx.Module):
         source: jax.Array | None = None,
         driving: jax.Array | None = None,
         past: jax.Array | None = None,
+        told: jax.Array | None = None,
         policy: str = "none",
     ) -> jax.Array:
         """Predicts for every frame of z.
@@ -101,12 +120,14 @@ class SVDP(nnx.Module):
         z: b f y x c, noisy latents. time: (b,) in [0, 1], 1 is noise.
         text: b t text_width. pooled: b pooled_width. source: b y x c.
         driving: b f y x c, masked. past: b p y x c, clean. None leaves a
-        condition's tokens out. policy: what to keep for the backward pass,
+        condition's tokens out. told: (b, 4), see `Told`, where config.told. policy: what to keep for the backward pass,
         see `layers.scan`. Returns b f y x c.
         """
         image, b, f = self.image, *z.shape[:2]
         rows, columns = (side // image.patch for side in z.shape[2:4])
         cond = image.time_text_embed(time, pooled)[:, None]  # b 1 d
+        if told is not None:
+            cond += self.told(time, told, cond.dtype)[:, None]
         text = image.context_embedder(text)  # b t d
         references = []  # b f n d each
         if source is not None:
