@@ -74,6 +74,8 @@ class Video:
     temporal: Literal["full", "factorized", "none"] = "full"
     heads: Few = 12
     null: Literal["zeros", "drop"] = "zeros"  # absent conditions
+    # Whether conditions see what is made and change with it, as in the paper, or are computed once (models/cached.py).
+    references: Literal["joint", "cached"] = "joint"
     text: Literal["all", "clip"] = "all"  # tokens of the prompt: CLIP's 77 and T5's 256, or CLIP's alone
     scheme: Annotated[Literal["auto", "heads", "ring"], FREE] = "auto"  # attention over frames on several devices
 

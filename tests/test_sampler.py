@@ -38,9 +38,9 @@ def test_sampling_with_a_perfect_network_returns_the_truth_under_any_guidance():
     truth = jax.random.uniform(jax.random.key(0), (2, 3, 4, 4, 48))
     conditions = {"source": truth[:, 0], "driving": truth, "past": truth[:, :1]}
 
-    def network(x, s, text, pooled, source, driving, past):
-        assert text.shape[0] == pooled.shape[0] == len(x) == len(source)
-        return jnp.concatenate([truth] * (len(x) // 2))
+    def network(z, time, text, pooled, source, driving, past):
+        assert text.shape[0] == pooled.shape[0] == len(z) == len(source)
+        return jnp.concatenate([truth] * (len(z) // 2))
 
     out = sampler.sample(
         network,

@@ -25,7 +25,7 @@ from svdp_jax.errors import say_errors
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.planning import aot
 from svdp_jax.planning.chips import PEAKS
-from svdp_jax.planning.flops import block_flops, forward_flops, tokens_per_frame
+from svdp_jax.planning.flops import block_flops, forward_flops, segment_flops, tokens_per_frame
 from svdp_jax.training import step as training
 from svdp_jax.weights import checkpoint
 
@@ -104,8 +104,8 @@ def bench_video(config, mesh, rounds: int, what: str) -> dict:
     call = jax.jit(forward if what == "forward" else aot.segment_sampler(config, graph))
     run = lambda: jax.block_until_ready(call(weights, latents, text, pooled))
     seconds = medians({what: run}, rounds)[what]
-    copies = 1 if what == "forward" else 4 * config.sampling.steps
-    return line(what, config, seconds, copies * clips * sum(forward_flops(config).values()))
+    flops = forward_flops(config) if what == "forward" else segment_flops(config)
+    return line(what, config, seconds, clips * sum(flops.values()))
 
 
 def bench_image(config, rounds: int, reference: str | None) -> list[dict]:
@@ -123,8 +123,8 @@ def bench_image(config, rounds: int, reference: str | None) -> list[dict]:
     runs = {"image": lambda: jax.block_until_ready(call(state, *inputs))}
     if reference:
         runs["image, diffusers"] = diffusers_image(b, dtype, latents, text, pooled)
-    streams = ((1, tokens_per_frame(config)),)
-    flops = sum(block_flops(b, streams, text_shape[0], (1, *streams[0][1:] * 2)).values())
+    n = tokens_per_frame(config)
+    flops = sum(block_flops(b, ((1, n, 0),), text_shape[0], (1, n, n, n)).values())
     return [line(name, config, seconds, flops) for name, seconds in medians(runs, rounds).items()]
 
 

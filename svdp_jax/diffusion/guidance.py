@@ -4,6 +4,7 @@ Level 0 knows nothing, 1 the source, 2 source and driving, 3 all with past. The
 result is u + ls (s - u) + ld (d - s) + lp (p - d), a weighted sum of the four.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import reduce
 from operator import add
@@ -70,19 +71,22 @@ def dropped(conditions: dict, level: int) -> dict:
     return {name: conditions.get(name) for name in CONDITIONS[:level]}
 
 
-def guided(predict: Callable, conditions: dict, weights: dict[int, float], null: str) -> jax.Array:
-    """The weighted sum of `predict(conditions, copies)` over the levels that `weights` names.
+def branches(conditions: dict, weights: dict[int, Any], null: str) -> list[tuple[list, dict]]:
+    """What is predicted of the levels that `weights` names: conditions, (copies b) ..., and the weight of each copy.
 
-    predict returns (copies b) ... for conditions of that batch size. Levels without
-    a weight cost nothing; with null="zeros" the others are one batch.
+    Levels without a weight cost nothing; with null="zeros" the others are one batch.
     """
     if null == "drop":
-        return reduce(add, (w * predict(dropped(conditions, i), 1) for i, w in weights.items()))
+        return [([w], dropped(conditions, i)) for i, w in weights.items()]
     copies, b = len(weights), conditions["source"].shape[0]
     tiled = {k: jnp.concatenate([x] * copies) for k, x in conditions.items() if x is not None}
-    level = jnp.repeat(jnp.array(list(weights)), b)
-    branches = jnp.split(predict(zeroed(tiled, level), copies), copies)
-    return reduce(add, (w * branch for w, branch in zip(weights.values(), branches)))
+    return [(list(weights.values()), zeroed(tiled, jnp.repeat(jnp.array(list(weights)), b)))]
+
+
+def guided(predict: Callable, branches: list[tuple[list, dict]]) -> jax.Array:
+    """The weighted sum of `predict(conditions, copies)`, which returns (copies b) ..., over `branches`."""
+    parts = [zip(ws, jnp.split(predict(given, len(ws)), len(ws))) for ws, given in branches]
+    return reduce(add, (w * part for w, part in itertools.chain.from_iterable(parts)))
 
 
 def with_dropout(

@@ -41,11 +41,11 @@ def loss(model, teacher, batch: dict, key: jax.Array, config: configs.Config, st
 
     def error(kept):
         levels = weights if kept.get("past") is not None else guidance.at_start(weights, null)
-        asked = lambda network, config, weights: (
-            lambda x, s, r: sampler.velocity(network, x, s, r, text, pooled, kept, config, weights)
+        ask = lambda network, config, weights: partial(
+            sampler.velocity, network, asked=sampler.asking(kept, weights, text, pooled, config), config=config
         )
-        student = asked(partial(model, policy=config.remat), config.model, {3: told})
-        before, guided = asked(still, config.model, {3: told}), asked(teacher, untold, levels)
+        student = ask(partial(model, policy=config.remat), config.model, {3: told})
+        before, guided = ask(still, config.model, {3: told}), ask(teacher, untold, levels)
 
         def call(number, x):
             s, r = time(number * each), time((number + 1) * each)

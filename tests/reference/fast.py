@@ -18,7 +18,7 @@ from svdp_jax import config as configs
 from svdp_jax.animator import Animator
 from svdp_jax.diffusion import guidance
 from svdp_jax.evaluation import toy_score
-from svdp_jax.planning.flops import forward_flops
+from svdp_jax.planning.flops import segment_flops
 
 CONTROL = ("yaw", "pitch", "roll", "gaze_x", "gaze_y", "blink", "mouth_open")
 TURNS, SEGMENTS = 7, 6  # of timing: so many segments at a time
@@ -84,7 +84,7 @@ def main() -> None:
     for name, animator, sampling in args.rows:
         data = animator.config.data
         calls = sampling.steps * branches(animator, sampling)
-        gflop = calls * sum(forward_flops(animator.config).values()) / data.frames / 1e9
+        gflop = sum(segment_flops(dataclasses.replace(animator.config, sampling=sampling)).values()) / data.frames / 1e9
         if name not in found:
             clips = toy_score.unseen_clips(data, args.clips, args.frames)
             scores = toy_score.measured(clips, toy_score.generate(animator, clips, sampling), data.frames)
