@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from svdp_jax import config as configs
-from svdp_jax.animator import Animator
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.evaluation import metrics, report, toy_score
 from svdp_jax.files import write_whole
@@ -62,7 +62,7 @@ def figures(scores: dict[str, np.ndarray]) -> np.ndarray:
     return np.array([read(mean, control) for _, read in COLUMNS.values()])
 
 
-loaded = lru_cache(maxsize=1)(Animator.load)  # one that is compiled scores all weights of guidance
+loaded = lru_cache(maxsize=1)(SVDPEngine.load)  # one that is compiled scores all weights of guidance
 unseen_clips = lru_cache(maxsize=2)(toy_score.unseen_clips)  # with masked drivers, and without
 
 
@@ -194,12 +194,12 @@ def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: fl
     path = folder / "scores.npz"
     if not (path.exists() and len(load(path)["psnr"]) == study.clips):
         folder.mkdir(exist_ok=True)
-        animator = loaded(study.folder(variant, seed))
-        clips = clips_for(study, animator.config)
+        engine = loaded(study.folder(variant, seed))
+        clips = clips_for(study, engine.config)
         changed = {weight: value} if weight else {}
-        videos = toy_score.generate(animator, clips, dataclasses.replace(animator.config.sampling, **changed))
+        videos = toy_score.generate(engine, clips, dataclasses.replace(engine.config.sampling, **changed))
         save(folder / "videos.npz", {"videos": videos})
-        save(path, toy_score.measured(clips, videos, animator.config.data.frames))
+        save(path, toy_score.measured(clips, videos, engine.config.data.frames))
     return load(path)
 
 

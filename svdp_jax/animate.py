@@ -11,7 +11,6 @@ with the model that comes with the package.
 """
 
 import argparse
-import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from svdp_jax.animator import Animator
-from svdp_jax.config import Sampling
+from svdp_jax.engines import engine as engines
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face
 from svdp_jax.faces.scene import CROPS
@@ -31,6 +30,10 @@ from svdp_jax.toy import example
 MOST_GUIDANCE = 100
 # Options that `faces.scene.prepare` takes under the same names.
 FINDING = ("face", "driving_face", "source_crop", "driving_crop", "landmarks")
+# Options that engines take, each its own; None where not given.
+MAKING = ("steps", "guidance", "motion")
+# Where weights usually are, by --method.
+METHODS = {"svdp": None, "liveportrait": Path("weights/liveportrait")}
 
 
 def main() -> None:
@@ -41,8 +44,11 @@ def main() -> None:
     add("--source", metavar="PICTURE", help="a portrait: photograph, painting, drawing")
     add("--driving", metavar="VIDEO", help="a video of a face")
     add("--output", metavar="FILE", help="out.mp4, out.gif, or out.png for a folder of pictures")
-    add("--checkpoint", type=Path, metavar="DIR",
-        help="a work folder of svdp_jax.train (default: the model that comes with the package)")  # fmt: skip
+    add("--checkpoint", "--weights", type=Path, metavar="DIR",
+        help="a work folder of svdp_jax.train, or converted weights of LivePortrait (default: the model that "
+        "comes with the package)")  # fmt: skip
+    add("--method", choices=METHODS,
+        help="what the checkpoint must be; liveportrait is looked for in weights/liveportrait, where none is named")  # fmt: skip
     add("--demo", action="store_true", help="animate the built-in picture with the built-in driver, to demo.mp4")
     add("--compare", action="store_true", help="show source, crop, masked driver and result side by side")
     add("--paste-back", action="store_true",
@@ -58,6 +64,8 @@ def main() -> None:
     add("--steps", type=positive, metavar="N", help="sampling steps (default: the checkpoint's)")
     add("--guidance", type=strength, nargs=3, metavar=("S", "D", "P"),
         help="how strongly to follow source, driver and past frames (default: the checkpoint's)")  # fmt: skip
+    add("--motion", choices=("relative", "absolute"),
+        help="LivePortrait: move as the driver has moved since its first frame, or take on its pose (default relative)")  # fmt: skip
     add("--seed", type=seed, default=0)
     add("--sign", type=Path, nargs=2, metavar=("CHAIN", "KEY"),
         help="sign the result: certificates of the signer up to a root, and their private key, both PEM "
@@ -108,20 +116,16 @@ def run(options: argparse.Namespace) -> None:
 def animate(options: argparse.Namespace, source, driving, **finding) -> None:
     output = options.output or "demo.mp4"
     apart(output, source, driving, options.landmarks, *(options.sign or ()))
-    animator = Animator.load(options.checkpoint)
+    animator = Animator.load(options.checkpoint or METHODS[options.method or "svdp"], options.method)
+    making = engines.chosen(animator.engine, {name: getattr(options, name) for name in MAKING})
     finish = credentials.signing(*options.sign, animator.provenance) if options.sign else leave
     scene = animator.save(
         output, source, driving, paste_back=options.paste_back, compare=options.compare,
-        seed=options.seed, sampling=sampling(options, animator.config.sampling), show=tqdm, finish=finish, **finding,
+        seed=options.seed, show=tqdm, finish=finish, **finding, **making,
     )  # fmt: skip
     for first, last in face.missing(scene.driving.track):
         print(f"No face in frames {first} to {last} of {driving}: bridged.", file=sys.stderr)
     print(f"{output}: {scene.info.frames} frames at {float(scene.info.fps):.5g} per second.")
-
-
-def sampling(options: argparse.Namespace, usual: Sampling) -> Sampling:
-    guidance = dict(zip(("source", "driving", "past"), options.guidance or ()))
-    return dataclasses.replace(usual, steps=options.steps or usual.steps, **guidance)
 
 
 if __name__ == "__main__":

@@ -218,6 +218,14 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """How LivePortrait takes motion over."""
+
+    # The source moves as the driver has moved since its first frame, or it takes on the driver's pose and expression.
+    motion: Literal["relative", "absolute"] = "relative"
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Devices along each axis of the mesh; -1 takes what is left."""
 

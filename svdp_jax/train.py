@@ -31,7 +31,7 @@ from jax._src import distributed  # the only way to its client, on which Orbax a
 from tqdm import tqdm
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.animator import Animator
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.evaluation import toy_score
 from svdp_jax.planning.chips import step_work
@@ -209,8 +209,8 @@ def main(arguments: list[str]) -> None:
     if jax.process_index() > 0:
         return
     if config.data.source == "toy" and config.evaluate:
-        animator = Animator.load(workdir)
-        print(toy_score.table(toy_score.evaluate(animator, config.evaluate, workdir / "results")))
+        engine = SVDPEngine.load(workdir)
+        print(toy_score.table(toy_score.evaluate(engine, config.evaluate, workdir / "results")))
     print(f"The model is in {workdir / 'model'}; animate with --checkpoint {workdir}.")
 
 

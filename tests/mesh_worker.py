@@ -25,7 +25,7 @@ from conftest import randomized, tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.animator import Animator, sampling_mesh
+from svdp_jax.engines.svdp import SVDPEngine, sampling_mesh
 from svdp_jax.models import attention
 from svdp_jax.models.mmdit import JointBlock
 from svdp_jax.models.svdp import SVDP
@@ -111,10 +111,10 @@ def animated() -> list[dict]:
     found = []
     for count in (1, 2, 8):
         some = None if count == jax.device_count() else sampling_mesh(wanted, jax.devices()[:count])
-        animator = Animator(wanted, model, codec, mesh=some)  # by itself on all devices
-        frames = np.stack(list(animator.generate(people, drivers))).astype(int)
+        engine = SVDPEngine(wanted, model, codec, mesh=some)  # by itself on all devices
+        frames = np.stack(list(engine.generate(people, drivers))).astype(int)
         first = found[0]["frames"] if found else frames
-        found.append({"mesh": dict(animator.mesh.shape), "frames": frames, "away": int(np.abs(frames - first).max())})
+        found.append({"mesh": dict(engine.mesh.shape), "frames": frames, "away": int(np.abs(frames - first).max())})
     return [{name: run[name] for name in ("mesh", "away")} for run in found]
 
 

@@ -44,7 +44,9 @@ def test_what_is_computed_once_samples_what_is_computed_at_every_step(null, told
         step = lambda x, s, r: sampler.velocity(model, x, s, r, asked, config)
         return sampler.euler(step, noise, flow.schedule(SAMPLING.steps, SAMPLING.shift))
 
-    once = jax.jit(lambda noise: sampler.sample(model, noise, **prompt, conditions=conditions, config=config, sampling=SAMPLING))
+    once = jax.jit(
+        lambda noise: sampler.sample(model, noise, **prompt, conditions=conditions, config=config, sampling=SAMPLING)
+    )
     np.testing.assert_allclose(once(noise), anew(noise), rtol=1e-5, atol=1e-5)
     assert np.abs(once(noise) - once(noise + 1)).max() > 1e-2
 

@@ -16,7 +16,9 @@ from test_animate import CONFIG
 from test_face import canvas
 
 from svdp_jax import demo
-from svdp_jax.animator import Animator, Step
+from svdp_jax.animator import Animator
+from svdp_jax.engines.engine import Step
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.media import video
 from svdp_jax.media.images import write_image
 from svdp_jax.media.writer import VideoWriter
@@ -48,7 +50,7 @@ LONGEST = 5  # seconds
 def animator() -> Animator:
     """As many steps as a visitor needs time to look and to click."""
     config = dataclasses.replace(CONFIG, sampling=dataclasses.replace(CONFIG.sampling, steps=16))
-    return Animator(config, SVDP(CONFIG.model, nnx.Rngs(0)), checkpoint.load_codec(CONFIG.model.codec))
+    return Animator(SVDPEngine(config, SVDP(CONFIG.model, nnx.Rngs(0)), checkpoint.load_codec(CONFIG.model.codec)))
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +68,14 @@ def caller(served, tmp_path_factory) -> client.Client:
 @pytest.fixture
 def slow(animator, monkeypatch) -> list[float]:
     """Sampling steps that take a while; the times at which they began."""
-    began, original = [], animator.advance
+    began, original = [], animator.engine.advance
 
     def advance(*arguments):
         began.append(time.monotonic())
         time.sleep(0.15)
         return original(*arguments)
 
-    monkeypatch.setattr(animator, "advance", advance)
+    monkeypatch.setattr(animator.engine, "advance", advance)
     return began
 
 

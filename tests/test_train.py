@@ -16,8 +16,8 @@ from conftest import randomized, tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs, parallel, train
-from svdp_jax.animate import Animator
 from svdp_jax.diffusion import flow, guidance
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
@@ -250,15 +250,15 @@ def test_past_frames_matter():
 
     for seed in range(250):
         state, _ = update(state, clips(seed))
-    animator = Animator(config, nnx.merge(graph, state.average, state.constants), codec)
+    engine = SVDPEngine(config, nnx.merge(graph, state.average, state.constants), codec)
     unseen = clips(1000)
-    known = {name: animator.encode(unseen[name]) for name in ("source", "driving", "past")}
+    known = {name: engine.encode(unseen[name]) for name in ("source", "driving", "past")}
     noise = jax.random.normal(jax.random.key(0), known["driving"].shape)
     times = flow.schedule(config.sampling.steps, config.sampling.shift)
 
     def distance(conditions):
-        clean = animator.advance(animator.state, noise, times, guidance.weights(config.sampling), conditions)
-        first = np.asarray(animator.decode(clean)[:, 0], int)
+        clean = engine.advance(engine.state, noise, times, guidance.weights(config.sampling), conditions)
+        first = np.asarray(engine.decode(clean)[:, 0], int)
         return np.abs(first - unseen["past"][:, -1]).mean()
 
     assert distance(known) < 0.6 * distance(known | {"past": 0 * known["past"]})

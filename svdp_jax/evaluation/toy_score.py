@@ -22,7 +22,8 @@ from einops import rearrange
 from tqdm import tqdm
 
 from svdp_jax import config as configs
-from svdp_jax.animator import Animator
+from svdp_jax.animator import provenance
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.evaluation import metrics, report
 from svdp_jax.media.images import contact_sheet, enlarged, write_image
 from svdp_jax.media.writer import VideoWriter
@@ -58,10 +59,10 @@ def unseen_clips(data: configs.Data, count: int, frames: int = FRAMES) -> Clips:
     return Clips(*pictures, drawn["identity"], drawn["driver"], drawn["motion"])
 
 
-def generate(animator: Animator, clips: Clips, sampling: configs.Sampling | None = None) -> np.ndarray:
+def generate(engine: SVDPEngine, clips: Clips, sampling: configs.Sampling | None = None) -> np.ndarray:
     """Videos (b f y x c) uint8 of all clips at once, segment after segment; `sampling` is the config's by default."""
     driving = np.moveaxis(clips.driving, 1, 0)
-    frames = animator.generate(clips.source, driving, sampling=sampling)
+    frames = engine.generate(clips.source, driving, sampling=sampling)
     return np.stack(list(tqdm(frames, total=len(driving), desc="Sampling", unit="frame")), 1)
 
 
@@ -207,7 +208,7 @@ def table(results: dict) -> str:
 def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict, provenance: dict[str, str]) -> None:
     """results.json, results.md, sample.mp4 and contact_sheet.png, both source | driving | generated | truth.
 
-    provenance: tags of the pictures, `Animator.provenance`.
+    provenance: tags of the pictures, `animator.provenance`.
     """
     (folder / "results.json").write_text(json.dumps(results, indent=2))
     (folder / "results.md").write_text(table(results) + "\n")
@@ -221,11 +222,11 @@ def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict, provena
             writer.write(enlarged(contact_sheet(rows)))
 
 
-def evaluate(animator: Animator, count: int, folder: Path, frames: int = FRAMES) -> dict:
+def evaluate(engine: SVDPEngine, count: int, folder: Path, frames: int = FRAMES) -> dict:
     """Generates, scores and writes everything to the folder; returns the `summary`."""
-    clips = unseen_clips(animator.config.data, count, frames)
-    videos = generate(animator, clips)
-    results = summary(measured(clips, videos, animator.config.data.frames))
+    clips = unseen_clips(engine.config.data, count, frames)
+    videos = generate(engine, clips)
+    results = summary(measured(clips, videos, engine.config.data.frames))
     with report.whole(folder) as partial:
-        write(partial, clips, videos, results, animator.provenance)
+        write(partial, clips, videos, results, provenance(engine.fingerprint))
     return results

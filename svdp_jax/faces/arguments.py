@@ -71,10 +71,9 @@ def optional(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
-def sampling(value) -> bool:
-    """Whether it's a config's; UserError for a number of it that is out of the range declared there."""
-    fits = isinstance(value, configs.Sampling)
-    return fits and bool(declared.build(configs.Sampling, dataclasses.asdict(value), "sampling"))
+def config(kind: type, name: str) -> Callable[[Any], bool]:
+    """Whether it's a config's part of this kind; UserError for a value in it that is not as declared there."""
+    return lambda value: isinstance(value, kind) and bool(declared.build(kind, dataclasses.asdict(value), name))
 
 
 BOOLEAN = ("True or False", lambda value: isinstance(value, (bool, np.bool_)))
@@ -92,6 +91,7 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "output": ("the path of a file that ends in .mp4, .gif or .png", path),
     "folder": ("the path of a folder, or None", optional(path)),
+    "network": ("the name of a network, or None", optional(path)),
     "face": (FACE, whole(0, FACES)),
     "driving_face": (f"{FACE}, or None", optional(whole(0, FACES))),
     "source_crop": CROP,
@@ -102,7 +102,8 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "compare": BOOLEAN,
     "watch": BOOLEAN,
     "seed": (f"a whole number from 0 to {SEEDS - 1}", whole(0, SEEDS - 1)),
-    "sampling": ("a config.Sampling, or None", optional(sampling)),
+    "sampling": ("a config.Sampling, or None", optional(config(configs.Sampling, "sampling"))),
+    "transfer": ("a config.Transfer, or None", optional(config(configs.Transfer, "transfer"))),
     "show": FUNCTION,
     "finish": FUNCTION,
     "crops": (

@@ -6,17 +6,18 @@ Nothing here needs a network, so a scene can be looked at before anything is com
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from svdp_jax.faces import arguments, face as faces, follow as following, landmarks as points
 from svdp_jax.faces.arguments import CROPS as CROPS
 from svdp_jax.faces.driving import Driving, DrivingFrame, driving_frames, prepare_driving
-from svdp_jax.faces.paste import paste
+from svdp_jax.faces.framing import Framing
 from svdp_jax.media import video
 from svdp_jax.media.images import enlarged, read_image, side_by_side
 
+OPTIONS = ("face", "driving_face", "source_crop", "driving_crop", "landmarks", "fps")  # of `prepare`
 FPS = Fraction(25)  # of pictures that come without a rate
 
 
@@ -26,7 +27,7 @@ def quietly(items, **about):
 
 
 class Take(NamedTuple):
-    """One finished frame beside what it was made from; all (size, size, 3) uint8."""
+    """One finished frame beside what it was made from; all square, uint8."""
 
     made: np.ndarray
     crop: np.ndarray
@@ -36,31 +37,36 @@ class Take(NamedTuple):
 
 class Scene(NamedTuple):
     picture: np.ndarray  # (h, w, 3) uint8, whole
-    box: faces.Box  # the portrait in it
+    place: Any  # of the portrait in it, as the framing tells it
     source: np.ndarray  # (size, size, 3) uint8, that portrait
     driving: Driving
     points: np.ndarray | None  # (f, k) complex pixels, where a landmark file gives them
     info: video.VideoInfo  # of the driving video
+    framing: Framing
 
     def driver(self) -> Iterator[DrivingFrame]:
         """The driving frames, cropped and masked, one in memory at a time."""
         known, driving = self.points, self.driving
         mask = None if known is None else lambda index: points.region_mask(known[index], driving.box, driving.size)
-        return driving_frames(driving, mask)
+        return driving_frames(driving, mask, self.framing.windows)
 
     def shown(self, take: Take, compare: bool = False, paste_back: bool = False) -> np.ndarray:
         """The result as it is written: alone or beside what it was made from, enlarged where it is
         small; where pasted back, the whole picture at its own size."""
-        made = paste(self.picture, self.box, take.made) if paste_back else enlarged(take.made)
+        made = self.framing.paste(self.picture, self.place, take.made) if paste_back else enlarged(take.made)
         if not compare:
             return made
-        return side_by_side([*map(enlarged, (self.source, take.crop, take.masked)), made])
+        return side_by_side([*map(enlarged, (self.source, *self.views(take))), made])
+
+    def views(self, frame: DrivingFrame | Take) -> tuple[np.ndarray, ...]:
+        """The driver's crop, and what is seen of it where that is not all."""
+        return (frame.crop, frame.masked) if self.framing.windows else (frame.crop,)
 
 
 def prepare(
     source,
     driving,
-    size: int,
+    framing: Framing,
     *,
     face: int = 0,
     driving_face: int | None = None,
@@ -73,7 +79,7 @@ def prepare(
     """Finds, crops and masks what an animation needs. UserError where there is no face.
 
     source: a picture, as a path or (h, w, 3) uint8. driving: a video, as a path or pictures
-    (f, h, w, 3) uint8 at `fps`. size: of the crops in pixels. face: which face of the picture, 0
+    (f, h, w, 3) uint8 at `fps`. framing: of the crops. face: which face of the picture, 0
     being the largest; driving_face: which of the video, the same by default. source_crop and
     driving_crop: "auto" crops around the face, "none" takes the largest centred square, as of
     portraits that are cropped already. landmarks: a file of the driver's, `faces.landmarks`.
@@ -84,13 +90,14 @@ def prepare(
         landmarks=landmarks, show=show,
     )  # fmt: skip
     picture = source_picture(source)
-    box = square(picture) if source_crop == "none" else following.source_box(picture, face, named(source))
+    cropped = source_crop == "none"
+    place = framing.whole(square(picture)) if cropped else framing.place(following.one(picture, face, named(source)))
     clip = as_clip(driving, fps)
     info = video.probe(clip)
     progress = partial(show, total=info.frames, desc="Following the face", unit="frame")
     pick = face if driving_face is None else driving_face
-    followed = follow(clip, info, size, pick, driving_crop, landmarks, progress)
-    return Scene(picture, box, faces.crop(picture, box, size), *followed, info)
+    followed = follow(clip, info, framing, pick, driving_crop, landmarks, progress)
+    return Scene(picture, place, framing.cut(picture, place), *followed, info, framing)
 
 
 def source_picture(source) -> np.ndarray:
@@ -117,13 +124,13 @@ def square(picture: np.ndarray) -> faces.Box:
     return faces.Box((w - min(h, w)) // 2, (h - min(h, w)) // 2, min(h, w))
 
 
-def follow(clip, info: video.VideoInfo, size, pick, crop, landmarks, progress) -> tuple:
+def follow(clip, info: video.VideoInfo, framing: Framing, pick, crop, landmarks, progress) -> tuple:
     """First pass over the driving video: a Driving, and the points of a landmark file or None."""
     if landmarks is None:
-        given, driving = None, prepare_driving(clip, size, pick, progress)
+        given, driving = None, prepare_driving(clip, framing.driving_size, pick, progress, framing.box)
     else:
         given, track = points.read(landmarks, info.frames)
-        driving = Driving(clip, track, faces.crop_box(track.faces), size)
+        driving = Driving(clip, track, framing.box(track.faces), framing.driving_size)
     if crop == "none":
         driving = driving._replace(box=square(next(video.read_frames(clip, stop=1)).image))
     return driving, given

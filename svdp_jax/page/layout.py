@@ -70,7 +70,7 @@ def page(studio: Studio) -> gr.Blocks:
 
 def inputs(studio: Studio) -> tuple[list, list, tuple, gr.Dataset]:
     """Parts: the form of `Given`, what `Studio.animate` takes more, the two buttons, and the examples."""
-    usual = studio.animator.config.sampling
+    usual = studio.engine.config.sampling
     source = gr.Image(label="Picture", type="filepath", sources=["upload", "webcam"], height=260, elem_id="source")
     driving = gr.Video(label="Driving video", sources=["upload", "webcam"], height=260, elem_id="driving")
     with gr.Row():

@@ -9,11 +9,13 @@ import traceback
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from svdp_jax.animator import Animator, Step
+from svdp_jax.animator import Animator
 from svdp_jax.config import Sampling
+from svdp_jax.engines.engine import Step
 from svdp_jax.errors import UserError
 from svdp_jax.faces import face as faces, scene as scenes
 from svdp_jax.media import video
@@ -37,6 +39,7 @@ class Studio:
     def __init__(self, animator: Animator, folder: Path, longest: float, examples: list[example.Example]):
         """folder: where Gradio keeps uploads. longest: seconds of driving video that are taken."""
         self.animator, self.longest = animator, longest
+        self.engine: Any = animator.engine
         self.examples = [Given(**files._asdict()) for files in examples]
         self.visits = Visits(folder)
         # The preview's work is not done again by the animation that follows it.
@@ -69,7 +72,7 @@ class Studio:
         seconds = float(video.probe(given.driving).duration)
         if seconds > self.longest:
             raise UserError(f"the video has {seconds:.0f} seconds, but {self.longest:g} are allowed; cut it first.")
-        return scenes.prepare(size=self.animator.size, **given._asdict())
+        return scenes.prepare(framing=self.animator.engine.framing, **given._asdict())
 
     def look(self, request: gr.Request):
         """What will be animated, as HTML: the face found, crops, and what is seen of the driver; or what is wrong."""
@@ -105,7 +108,7 @@ class Studio:
         given = Given(source, driving, face, driving_face, source_crop, driving_crop, landmarks)
         visit.use(given)
         stop = visit.running = threading.Event()
-        shift = self.animator.config.sampling.shift
+        shift = self.engine.config.sampling.shift
         sampling = Sampling(steps, shift, guide_source, guide_driving, guide_past)
         paths = visit.new_paths()
         try:
@@ -127,7 +130,7 @@ class Studio:
 
     def film(self, scene, paths, stop, paste_back, sampling, seed) -> Iterator[tuple[str, str]]:
         """Writes result and comparison; yields the newest frame and how far it is, no faster than PACE."""
-        progress = Progress(scene.info.frames, self.animator.config.data.frames, sampling.steps)
+        progress = Progress(scene.info.frames, self.engine.config.data.frames, sampling.steps)
         image, shown_at = "", 0.0
         with contextlib.ExitStack() as stack:
             result, comparison = (stack.enter_context(self.animator.writer(path, scene.driving.path)) for path in paths)
@@ -179,7 +182,7 @@ def told():
 def preview(scene: scenes.Scene) -> str:
     apart = max(1, scene.info.frames // PREVIEWED)
     frames = itertools.islice(scene.driver(), 0, PREVIEWED * apart, apart)
-    views = [framed(scene.picture, scene.box), scene.source]
+    views = [framed(scene.picture, scene.framing.corners(scene.place)), scene.source]
     names = ["The picture, its crop framed", "The crop of the picture"]
     for number, frame in enumerate(frames):
         views += [frame.crop, frame.masked]

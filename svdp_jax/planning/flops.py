@@ -9,7 +9,6 @@ from svdp_jax import config as configs
 from svdp_jax.diffusion import guidance
 from svdp_jax.weights.prompts import TEXTS
 
-
 ALL = 3  # of the levels of `diffusion.guidance`: with every condition
 
 

@@ -23,6 +23,7 @@ from svdp_jax.weights.older import renewed
 
 FOLDER = Path(__file__).parent / "toy"
 ARRAYS = "model.safetensors"
+ANY = "a work folder of svdp_jax.train, or weights that `python -m convert liveportrait` made"
 LIMIT = 20_000_000  # bytes; what a package may weigh
 
 
@@ -33,7 +34,7 @@ def find(folder=None) -> Path:
     folder = Path(folder or FOLDER)
     found = checkpoint.model_folder(folder)
     if not all((found / name).is_file() for name in ("config.json", "manifest.json")):
-        raise UserError(f"{folder} holds no trained model; give a work folder of svdp_jax.train.")
+        raise UserError(f"{folder} holds no model; give {ANY}.")
     return found
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from svdp_jax import config as configs
-from svdp_jax.animator import Animator
 from svdp_jax.diffusion import guidance
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.evaluation import toy_score
 from svdp_jax.planning.flops import segment_flops
 
@@ -24,18 +24,18 @@ CONTROL = ("yaw", "pitch", "roll", "gaze_x", "gaze_y", "blink", "mouth_open")
 TURNS, SEGMENTS = 7, 6  # of timing: so many segments at a time
 
 
-def parsed(words: str) -> tuple[str, Animator, configs.Sampling]:
+def parsed(words: str) -> tuple[str, SVDPEngine, configs.Sampling]:
     name, _, rest = words.partition("=")
     folder, steps, *weights = rest.split(":")
-    animator = Animator.load(None if folder == "shipped" else folder)
-    sampling = dataclasses.replace(animator.config.sampling, steps=int(steps))
+    engine = SVDPEngine.load(None if folder == "shipped" else folder)
+    sampling = dataclasses.replace(engine.config.sampling, steps=int(steps))
     if weights:
         sampling = dataclasses.replace(sampling, **dict(zip(guidance.CONDITIONS, map(float, weights))))
-    return name, animator, sampling
+    return name, engine, sampling
 
 
-def branches(animator: Animator, sampling: configs.Sampling) -> int:
-    return len(guidance.weights(sampling, animator.config.model.told))
+def branches(engine: SVDPEngine, sampling: configs.Sampling) -> int:
+    return len(guidance.weights(sampling, engine.config.model.told))
 
 
 def times(rows: list, frames: int) -> dict[str, float]:
@@ -44,9 +44,9 @@ def times(rows: list, frames: int) -> dict[str, float]:
     clips = toy_score.unseen_clips(rows[0][1].config.data, 1, frames)
     driving = np.moveaxis(clips.driving, 1, 0)
     for turn in range(TURNS + 1):
-        for name, animator, sampling in rows:
+        for name, engine, sampling in rows:
             begun = time.perf_counter()
-            for _ in animator.generate(clips.source, driving, sampling=sampling):
+            for _ in engine.generate(clips.source, driving, sampling=sampling):
                 pass
             if turn:  # the first compiles
                 taken[name].append((time.perf_counter() - begun) / frames)
@@ -81,13 +81,13 @@ def main() -> None:
     args = parser.parse_args()
     path = args.out.with_suffix(".json")
     found = json.loads(path.read_text()) if path.exists() else {}
-    for name, animator, sampling in args.rows:
-        data = animator.config.data
-        calls = sampling.steps * branches(animator, sampling)
-        gflop = sum(segment_flops(dataclasses.replace(animator.config, sampling=sampling)).values()) / data.frames / 1e9
+    for name, engine, sampling in args.rows:
+        data = engine.config.data
+        calls = sampling.steps * branches(engine, sampling)
+        gflop = sum(segment_flops(dataclasses.replace(engine.config, sampling=sampling)).values()) / data.frames / 1e9
         if name not in found:
             clips = toy_score.unseen_clips(data, args.clips, args.frames)
-            scores = toy_score.measured(clips, toy_score.generate(animator, clips, sampling), data.frames)
+            scores = toy_score.measured(clips, toy_score.generate(engine, clips, sampling), data.frames)
             found[name] = toy_score.summary(scores) | {"flicker": float(scores["flicker"].mean())}
         found[name] |= {"calls": calls, "gflop": gflop}
         path.write_text(json.dumps(found, indent=1))
