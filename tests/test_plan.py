@@ -111,7 +111,7 @@ def test_collectives_in_loops_count_as_often_as_they_run():
 
 def test_time_is_work_over_rates():
     """One chip at 100 TFLOP/s for matmuls and 50 for attention, 1 GB over 10 GB/s."""
-    config, chip = full(), chips.Chip(200, 32, 10, 0.5, {64: 50, 128: 50})
+    config, chip = full(), chips.Chip(200, 32, 1000, 10, 0.5, {64: 50, 128: 50})
     work = {"image stream": 1e15, "joint attention": 1e14, "attn2 attention": 0, "video attention": 0}
     times = chips.seconds(config, chip, work, clips=1, chips=1, bytes_sent=1e9, passes=(4, 3))
     assert times == {"matmuls": pytest.approx(40), "attention": pytest.approx(6), "network": pytest.approx(0.1)}

@@ -74,7 +74,9 @@ def random(shapes, seed: int = 0):
 def bench_train(config, mesh, rounds: int) -> dict:
     graph, make = training.state_maker(config, mesh)
     codec_graph, codec = nnx.split(checkpoint.CODECS[config.model.codec.kind](config.model.codec))
-    frozen = training.Frozen(codec, random(aot.abstract(aot.prompt_shapes(config), mesh)))
+    graph_of, teacher = aot.abstract_teacher(config, mesh) or (None, None)
+    prompt = random(aot.abstract(aot.prompt_shapes(config), mesh))
+    frozen = training.Frozen(codec, prompt, (graph_of, random(teacher)) if teacher else None)
     update, batch = training.make_update(config, graph, codec_graph), random(aot.abstract_batch(config, mesh))
     held = [make(jax.random.key(0))]  # donated, so replaced
 
@@ -87,7 +89,7 @@ def bench_train(config, mesh, rounds: int) -> dict:
 
 
 def bench_video(config, mesh, rounds: int, what: str) -> dict:
-    dtype, clips = jnp.dtype(config.dtype), aot.sampled_clips(mesh)
+    dtype, clips = jnp.dtype(config.dtype), aot.sampled_clips(config, mesh)
     graph, make = training.state_maker(config, mesh)
     state = make(jax.random.key(0))
     weights = jax.tree.map(lambda w: w.astype(dtype), (state.weights, state.constants))

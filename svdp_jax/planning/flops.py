@@ -3,7 +3,10 @@
 The compiler's count knows nothing of what attention kernels do.
 """
 
+import dataclasses
 from collections import Counter
+
+import jax
 
 from svdp_jax import config as configs
 from svdp_jax.diffusion import guidance
@@ -26,6 +29,21 @@ def segment_flops(config: configs.Config) -> dict[str, float]:
         level = level if v.null == "drop" else ALL
         for times, flops in ((1, once_flops(config, level)), (sampling.steps, step_flops(config, level))):
             total.update({part: times * value for part, value in flops.items()})
+    return dict(total)
+
+
+def target_flops(config: configs.Config) -> dict[str, float]:
+    """Of a training step's work on one clip before its forward and backward pass, in the mean over steps: a student's own
+    calls to where it begins, and its teacher's steps from there."""
+    total, steps = Counter(), sum(stage.steps for stage in config.stages)
+    video = dataclasses.replace(config.model.video, references="joint")
+    teacher = dataclasses.replace(config, model=dataclasses.replace(config.model, video=video, told=False))
+    branches = len(guidance.drawn(jax.random.key(0), config.teaching, 1)[1])
+    for stage in config.stages:
+        for calls in stage.calls if stage.kind == "path" else ():
+            for times, one in ((stage.path / calls * branches, teacher), (calls - 1, config)):
+                share = times * stage.steps / steps / len(stage.calls)
+                total.update({part: share * value for part, value in forward_flops(one).items()})
     return dict(total)
 
 
