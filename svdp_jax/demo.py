@@ -6,6 +6,11 @@ machine alone unless --host says otherwise, and serves nothing but what visitors
 gave it and what it made for them, which is deleted when the page ends.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import contextlib
 import importlib.util

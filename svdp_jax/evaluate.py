@@ -33,6 +33,11 @@ Writes results.json, results.md and report.html. A metric that needs weights or 
 not there is skipped, and the report says how to get them.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import tempfile
 from pathlib import Path

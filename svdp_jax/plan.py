@@ -15,6 +15,11 @@ rates lead to.
 --what sample   the sampler alone, or train
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import dataclasses
 import itertools
 import json

@@ -28,6 +28,11 @@ Try it on drawn people:
     --landmarks files:films --limit yaw=0:50
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import dataclasses
 import json
@@ -44,7 +49,7 @@ import numpy as np
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face, masks
-from svdp_jax.files import remove
+from svdp_jax.files import alone, remove
 from svdp_jax.preparation import crops, encode, gates, ingest, jobs, left, pipeline, report, stages, work
 from svdp_jax.toy import footage
 from svdp_jax.values import declared
@@ -107,12 +112,18 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
     if options.draw_toy:
         draw_toy(Path(options.videos[0]), options.draw_toy)
     out = options.out
-    names = [options.stage] if options.stage else list(stages.STAGES)
     settings = decide(options, out)
-    check(settings, names)
+    check(settings, [options.stage] if options.stage else list(stages.STAGES))
     check_folder(out, options.redo)
     listing = ingest.find(options.videos, options.list, settings.licence)
     out.mkdir(parents=True, exist_ok=True)
+    with alone(out, "another preparation"):
+        go_through(options, settings, listing, beam)
+
+
+def go_through(options: argparse.Namespace, settings: jobs.Settings, listing: ingest.Listing, beam: list[str]) -> None:
+    """The stages, one after the other, and the report."""
+    out, names = options.out, [options.stage] if options.stage else list(stages.STAGES)
     given, copies = stages.given(out, settings, listing.sources)
     check_films(out, given.sources)
     throw_away(out, options.redo)

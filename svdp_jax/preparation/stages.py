@@ -65,10 +65,10 @@ def given(out: Path, settings: Settings, found: list[ingest.Source]) -> tuple[Gi
 
 
 def _faces(g: Given) -> list[Job]:
-    result = lambda source: g.out / "faces" / f"{source.name}.json"
+    result, finder = lambda source: g.out / "faces" / f"{source.name}.json", networks.finder()
     made_from = lambda source: {
         "code": CODE["faces"], "film": source.content, "segments": source.segments,
-        "--longest": g.settings.longest, "landmarks": _landmarks(g, source.name), "finder": networks.finder(),
+        "--longest": g.settings.longest, "landmarks": _landmarks(g, source.name), "finder": finder,
     }  # fmt: skip
     return [Job(work.find_faces, g.out, g.settings, s, result(s), plain(made_from(s))) for s in g.sources]
 

@@ -40,7 +40,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "gra
 # The modules that decide the numbers of a run are these and all that they import, but for the last:
 # they say what may be set, read and write, and go on without a part in what is learned.
 DECIDING = ("training.step", "training.records", "training.start")
-BYSTANDERS = ("config", "errors", "files", "weights")
+BYSTANDERS = ("config", "errors", "files", "values", "weights")
 
 
 def fingerprint(config: configs.Config) -> dict:

@@ -11,6 +11,7 @@ hosts see the same batches.
 import hashlib
 import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,15 +69,22 @@ def replacing(example):
 
 
 def identity(data: configs.Data) -> str:
-    """A mark of what is trained on: the manifest of records, or names and sizes of all videos' files."""
+    """A mark of what is trained on: the manifest of records, or the contents of all videos' files."""
     if not data.path:
         return data.source
     folder = Path(data.path)
     if data.source == "records":
         folder, _ = encode.read_manifest(folder)
         return f"records {encode.file_hash(folder / encode.MANIFEST)[:16]}"
-    files = sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [(path.relative_to(folder).as_posix(), content(path, path.stat().st_mtime_ns)) for path in paths]
     return f"{data.source} {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
+
+
+@cache
+def content(path: Path, time: int) -> str:
+    """Digest of a file as it was at this time; a run asks for it more than once."""
+    return encode.file_hash(path)
 
 
 def held_out(config: configs.Config, example: Callable[[int], dict], rows: list[int]) -> dict[str, np.ndarray]:
