@@ -96,11 +96,12 @@ class SVDPEngine:
         return {"sampling": dataclasses.replace(usual, steps=steps or usual.steps, **strengths)}
 
     def compile(self) -> None:
-        """A segment and the next, step by step."""
+        """A segment and the next, step by step, and with all steps at once."""
         still = np.zeros((1, self.framing.size, self.framing.size, 3), np.uint8)
         once = dataclasses.replace(self.config.sampling, steps=1)
-        for _ in self.generate(still, [still] * (self.config.data.frames + 1), sampling=once, watch=True):
-            pass
+        for sampling in (once, self.config.sampling):
+            for _ in self.generate(still, [still] * (self.config.data.frames + 1), sampling=sampling):
+                pass
 
     def generate(
         self,

@@ -155,7 +155,7 @@ class SVDP(nnx.Module):
 
     def remember(self, conditions: dict, text: jax.Array, pooled: jax.Array, policy: str = "none") -> dict:
         """What z looks at of conditions that are `cached`, the same at all times: `memory` of a call without them."""
-        given = {name: latents for name, latents in conditions.items() if latents is not None}
+        given = {name: latents for name, latents in conditions.items() if latents is not None and latents.size}
         return cached.remember(self, SHIFTS, given, text, pooled, policy)
 
     def joint(self, z, text, cond, source, driving, past, policy: str) -> jax.Array:
