@@ -145,17 +145,19 @@ class SVDP(nnx.Module):
         cond = image.time_text_embed(time, pooled)[:, None]  # b 1 d
         if told is not None:
             cond += self.told(time, told, cond.dtype)[:, None]
-        conditions = {"source": source, "driving": driving, "past": past if self.temporal != "none" else None}
+        past = past if self.temporal != "none" else None
         if self.cached:
+            conditions = {"source": source, "driving": driving, "past": past}
             memory = self.remember(conditions, text, pooled, policy) if memory is None else memory
             tokens = cached.predict(self, z, image.context_embedder(text), cond, memory, policy)
         else:
-            tokens = self.joint(z, image.context_embedder(text), cond, **conditions, policy=policy)
+            tokens = self.joint(z, image.context_embedder(text), cond, source, driving, past, policy)
         return image.head(tokens, cond, z.shape[2] // image.patch)  # b f y x c
 
     def remember(self, conditions: dict, text: jax.Array, pooled: jax.Array, policy: str = "none") -> dict:
         """What z looks at of conditions that are `cached`, the same at all times: `memory` of a call without them."""
-        given = {name: latents for name, latents in conditions.items() if latents is not None and latents.size}
+        looked_at = [name for name in SHIFTS if name != "past" or self.temporal != "none"]
+        given = {name: x for name in looked_at if (x := conditions.get(name)) is not None and x.size}
         return cached.remember(self, SHIFTS, given, text, pooled, policy)
 
     def joint(self, z, text, cond, source, driving, past, policy: str) -> jax.Array:
