@@ -9,20 +9,22 @@ for frame in animator.animate("me.jpg", "driver.mp4"):
 What makes the frames is an engine (`svdp_jax.engines`), which the weights folder tells.
 """
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import svdp_jax
 from svdp_jax.engines import engine as engines
+from svdp_jax.engines.arriving import Arriving
 from svdp_jax.engines.engine import Engine, Step
 from svdp_jax.engines.liveportrait import LivePortraitEngine
 from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
-from svdp_jax.faces import arguments, scene as scenes
+from svdp_jax.faces import arguments, live, scene as scenes
 from svdp_jax.faces.scene import Scene, Take, quietly
 from svdp_jax.files import apart
 from svdp_jax.media import video
@@ -31,6 +33,14 @@ from svdp_jax.weights import checkpoint, shipped
 
 # Engines by the network that a weights folder names.
 ENGINES: dict[str, Callable[[Path], Engine]] = {"svdp": SVDPEngine.load, "liveportrait": LivePortraitEngine.load}
+
+
+class Live(NamedTuple):
+    """A frame of `Animator.stream`."""
+
+    picture: np.ndarray  # (h, w, 3) uint8
+    delay: float  # seconds since the driver's came
+    dropped: int  # frames left out so far
 
 
 class Animator:
@@ -98,6 +108,36 @@ class Animator:
             for take in show(takes, total=scene.info.frames, desc="Animating", unit="frame"):
                 writer.write(scene.shown(take, compare, paste_back), take.time)
         return scene
+
+    def stream(
+        self,
+        source,
+        driving: Iterable,
+        *,
+        drop: bool = True,
+        paste_back: bool = False,
+        face: int = 0,
+        driving_face: int = 0,
+        source_crop: str = "auto",
+        driving_crop: str = "auto",
+        **options,
+    ) -> Iterator[Live]:
+        """Yields a Live for each driving frame as it comes: of a camera or a pipe, whose end is not known.
+
+        driving: pictures (h, w, 3) uint8, read beside the work on those before, and followed by what was seen so far; or
+        each a `DrivingFrame`, cropped and masked already. Whoever comes waits for a segment to be full, and for it to be
+        made. drop: where frames come faster than they are made, those that waited longest are left out; else the source
+        waits. The rest is as in `animate`. UserError, also while it runs, for what cannot be used.
+        """
+        arguments.check(source=source, drop=drop, face=face, source_crop=source_crop, driving_crop=driving_crop)
+        _, making = self.sorted(paste_back=paste_back, compare=False, **options)
+        framing, size = self.engine.framing, making.get("segment") or self.engine.data.frames
+        picture, place = scenes.portrait(source, framing, face, source_crop)
+        frames = live.driver(driving, framing, driving_face, driving_crop == "none")
+        with contextlib.closing(Arriving(frames, size, drop)) as arriving:
+            for made in self.engine.play(framing.cut(picture, place), arriving, **making):
+                shown = framing.paste(picture, place, made) if paste_back else made
+                yield Live(shown, float(live.now() - arriving.taken.popleft().time), arriving.dropped)
 
     def sorted(self, *, paste_back: bool, compare: bool, **options) -> tuple[dict, dict]:
         """What of the options is for finding faces, and what for the engine; all of them checked."""

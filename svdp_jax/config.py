@@ -74,6 +74,8 @@ class Video:
     temporal: Literal["full", "factorized", "none"] = "full"
     heads: Few = 12
     null: Literal["zeros", "drop"] = "zeros"  # absent conditions
+    # Whether conditions see what is made and change with it, as in the paper, or are computed once (models/cached.py).
+    references: Literal["joint", "cached"] = "joint"
     text: Literal["all", "clip"] = "all"  # tokens of the prompt: CLIP's 77 and T5's 256, or CLIP's alone
     scheme: Annotated[Literal["auto", "heads", "ring"], FREE] = "auto"  # attention over frames on several devices
 
@@ -93,6 +95,9 @@ class Model:
     video: Video = field(default_factory=Video)
     codec: Codec = field(default_factory=Codec)
     predict: Literal["velocity", "clean"] = "velocity"
+    # Whether the network is told guidance weights and where its step ends, so that one call can do what several guided
+    # steps of a teacher do (training/distill.py).
+    told: bool = False
 
 
 def sd35m() -> Model:
@@ -165,11 +170,16 @@ class Changes:
 class Stage:
     """One stage of the curriculum.
 
+    `kind` is what is learned: the flow, from examples, or the `path` of config.teacher, in schedules of so many `calls`,
+    all as likely, of which each takes its part of the `path` that the teacher goes in so many steps.
     `past` tells whether past frames are real or zeros; `self_driven`, whether the driver is the
     target person, whose kept regions can be copied, so that a toy model soon finds the driver.
     """
 
     steps: Steps = 1000
+    kind: Literal["flow", "path"] = "flow"
+    calls: tuple[Few, ...] = (4,)
+    path: Few = 28
     past: bool = False
     self_driven: bool = False
     rate: Rate = 1e-3  # peak learning rate
@@ -186,6 +196,16 @@ class Flow:
     std: Annotated[float, Range(1e-3, 10)] = 1.0
     shift: Annotated[float, Range(1e-3, 1e3)] = 3.0
     dropout: tuple[Share, ...] = (0.05, 0.05, 0.1, 0.8)  # nothing, source, source + driving, all
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a student learns its teacher's path, in stages of that kind. Guidance weights are drawn evenly between two."""
+
+    source: tuple[Guidance, ...] = (1.0, 3.0)
+    driving: tuple[Guidance, ...] = (1.0, 4.0)
+    past: tuple[Guidance, ...] = (1.0, 2.0)
+    own: Share = 0.5  # of examples that begin where the student's own calls have led; the others, on the way to the truth
 
 
 @dataclass(frozen=True)
@@ -222,6 +242,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     stages: tuple[Stage, ...] = (Stage(),)
     flow: Flow = field(default_factory=Flow)
+    teaching: Teaching = field(default_factory=Teaching)
     sampling: Annotated[Sampling, FREE] = field(default_factory=Sampling)
     mesh: Annotated[Mesh, FREE] = field(default_factory=Mesh)
     topology: Annotated[str, FREE] = ""  # TPU slice that this is for, such as v4:2x2x4; empty means any devices
@@ -230,6 +251,7 @@ class Config:
     remat: Annotated[Literal["none", "full", "attention", "offload"], FREE] = "none"
     backbone: str = ""  # folder of converted SD3.5 weights to start from; empty means random
     start: str = ""  # work folder of a finished run whose model a new one starts from
+    teacher: str = ""  # work folder of a finished run whose path is learned, and with whose weights one begins; or `shipped`
     prompt: str = ""  # file of an encoded prompt; empty means zeros
     seed: Seed = 0
     log_every: Annotated[Steps, FREE] = 10
@@ -316,6 +338,7 @@ def check(config: Config) -> None:
 
 def check_one(config: Config, path: str) -> None:
     b, v, d, k, chances = config.model.backbone, config.model.video, config.data, config.model.codec, config.flow.dropout
+    t = config.teaching
     latent, full, c = k.kind == "sd3", v.temporal != "factorized", max(config.mesh.context, 1)
     accumulate, stride = config.optimizer.accumulate, k.factor * b.patch
     span = re.fullmatch(r"(\d{1,9}):(\d{1,9})", config.profile or "1:1")
@@ -342,7 +365,26 @@ def check_one(config: Config, path: str) -> None:
         ),
         (span and 1 <= int(span[1]) <= int(span[2]), f"profile={config.profile} must be START:STOP, steps from 1 on, as 10:12"),
         (v.scheme != "ring" or full, "video.scheme=ring is for video.temporal=full"),
-        (not (config.start and config.backbone), f"start={config.start} brings a backbone; leave {config.backbone} away"),
+        (
+            not (config.backbone and (config.start or config.teacher)),
+            f"start={config.start or config.teacher} brings a backbone; leave {config.backbone} away",
+        ),
+        (
+            bool(config.teacher) == any(stage.kind == "path" for stage in config.stages) <= config.model.told,
+            "teacher must be named where stages are of the kind path, and model.told be True, and nowhere else",
+        ),
+        (
+            all(stage.path % calls == 0 for stage in config.stages for calls in stage.calls if stage.kind == "path"),
+            "stages: each of `calls` must divide `path`",
+        ),
+        (
+            all(len(pair) == 2 and pair[0] <= pair[1] for pair in (t.source, t.driving, t.past)),
+            "teaching must have a least and a most guidance weight for source, driving and past",
+        ),
+        (
+            not config.model.told or config.sampling.shift == config.flow.shift,
+            f"sampling.shift must be {config.flow.shift}, flow.shift, by which a told network learned its steps",
+        ),
         (len(config.stages) > 0, "stages must name at least one stage"),
         (len(chances) == 4 and abs(sum(chances) - 1) < 1e-6, "flow.dropout must be four probabilities that sum to 1"),
         (latent or b.channels == 3 * k.factor**2, f"backbone.channels={b.channels} must be 3 x codec.factor² for pixels"),

@@ -50,6 +50,7 @@ def config(mesh: tuple, scheme: str, temporal: str) -> configs.Config:
         dtype="float32",
         mesh=configs.Mesh(*mesh),
         flow=configs.Flow(dropout=(0, 0, 0, 1)),
+        stages=(configs.Stage(past=True),),
     )
 
 
@@ -73,7 +74,7 @@ def run(config: configs.Config, devices: list):
         gradient = jax.jit(jax.value_and_grad(training.make_loss(config, graph, codec_graph)))
         rows = parallel.own_rows(mesh, config.data.batch)
         batch = parallel.global_batch(pictures(config.data, rows), mesh, config.data.batch)
-        value, slopes = gradient(jax.tree.unflatten(tree, moved), state.constants, frozen, batch, jax.random.key(3), 1.0)
+        value, slopes = gradient(jax.tree.unflatten(tree, moved), state.constants, frozen, batch, jax.random.key(3), 0)
     return float(value), [np.asarray(x) for x in jax.tree.leaves(slopes)], state
 
 

@@ -19,6 +19,8 @@ from svdp_jax import demo
 from svdp_jax.animator import Animator
 from svdp_jax.engines.engine import Step
 from svdp_jax.engines.svdp import SVDPEngine
+from svdp_jax.faces import face as faces, live
+from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.media import video
 from svdp_jax.media.images import write_image
 from svdp_jax.media.writer import VideoWriter
@@ -499,3 +501,29 @@ def test_axe_finds_nothing_serious_that_is_ours(browser, served):
     print([(rule["id"], rule["impact"], [node["html"][:150] for node in rule["nodes"]]) for rule in found])
     serious = [(rule["id"], node["html"]) for rule in found if rule["impact"] in SERIOUS for node in rule["nodes"]]
     assert not serious
+
+
+def test_a_visitor_is_the_driver_and_sees_it_while_they_move(browser, served, monkeypatch, tmp_path):
+    """Chromium's fake camera; that a face is followed in it is left to a stand-in."""
+
+    def followed(frames, framing, pick, cropped):
+        for image in frames:
+            crop = faces.crop(image, faces.square(image), framing.driving_size)
+            yield DrivingFrame(crop, crop, live.now())
+
+    monkeypatch.setattr(live, "followed", followed)
+    flags = [*FLAGS, "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    chromium = browser.browser_type.launch(executable_path=CHROMIUM, args=flags)
+    page = chromium.new_context(permissions=["camera"]).new_page()
+    page.goto(served)
+    page.get_by_text("Example 1").click()
+    page.wait_for_selector("#preview img")
+    page.get_by_text("Live: you are the driver").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#camera button[aria-label='capture photo']").click()
+    rate, made = page.locator("#rate"), page.locator("#live img")
+    assert until(lambda: "frames a second" in rate.inner_text(), 60)
+    first = made.get_attribute("src")
+    assert until(lambda: made.get_attribute("src") != first)
+    page.screenshot(path=tmp_path / "live.png")
+    chromium.close()

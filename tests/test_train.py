@@ -166,7 +166,7 @@ def test_accumulation_sees_the_whole_batch():
     gradient = jax.jit(jax.grad(training.make_loss(halves, graph, codec_graph)))
     keys = jax.random.split(jax.random.fold_in(training.stream(halves, training.NOISE), 0), 2)
     parts = ({name: part[i::2] for name, part in batch(COMMON).items()} for i in range(2))
-    one, other = (gradient(state.weights, state.constants, frozen, half, key, 0.0) for half, key in zip(parts, keys))
+    one, other = (gradient(state.weights, state.constants, frozen, half, key, 0) for half, key in zip(parts, keys))
     mean = jax.tree.map(lambda a, b: (a + b) / 2, one, other)
     expected = float(optax.tree.norm(mean))
     state, metrics = update(state, batch(COMMON))
@@ -279,7 +279,7 @@ def test_focus_weighs_the_loss_where_the_driver_is_seen():
     losses = {}
     for focus in (0.0, 3.0):
         config = tiny_config(flow=configs.Flow(focus=focus))
-        losses[focus] = float(training.loss(halve, parts | {"text": 0, "pooled": 0}, jax.random.key(0), config, 1.0))
+        losses[focus] = float(training.flow_loss(halve, None, parts | {"text": 0, "pooled": 0}, jax.random.key(0), config, 0))
     assert losses[3.0] == pytest.approx(4 * losses[0.0], rel=1e-5)
 
 

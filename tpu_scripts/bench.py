@@ -25,7 +25,7 @@ from svdp_jax.errors import say_errors
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.planning import aot
 from svdp_jax.planning.chips import PEAKS
-from svdp_jax.planning.flops import block_flops, forward_flops, tokens_per_frame
+from svdp_jax.planning.flops import block_flops, forward_flops, segment_flops, tokens_per_frame
 from svdp_jax.training import step as training
 from svdp_jax.weights import checkpoint
 
@@ -74,7 +74,9 @@ def random(shapes, seed: int = 0):
 def bench_train(config, mesh, rounds: int) -> dict:
     graph, make = training.state_maker(config, mesh)
     codec_graph, codec = nnx.split(checkpoint.CODECS[config.model.codec.kind](config.model.codec))
-    frozen = training.Frozen(codec, random(aot.abstract(aot.prompt_shapes(config), mesh)))
+    graph_of, teacher = aot.abstract_teacher(config, mesh) or (None, None)
+    prompt = random(aot.abstract(aot.prompt_shapes(config), mesh))
+    frozen = training.Frozen(codec, prompt, (graph_of, random(teacher)) if teacher else None)
     update, batch = training.make_update(config, graph, codec_graph), random(aot.abstract_batch(config, mesh))
     held = [make(jax.random.key(0))]  # donated, so replaced
 
@@ -87,7 +89,7 @@ def bench_train(config, mesh, rounds: int) -> dict:
 
 
 def bench_video(config, mesh, rounds: int, what: str) -> dict:
-    dtype, clips = jnp.dtype(config.dtype), aot.sampled_clips(mesh)
+    dtype, clips = jnp.dtype(config.dtype), aot.sampled_clips(config, mesh)
     graph, make = training.state_maker(config, mesh)
     state = make(jax.random.key(0))
     weights = jax.tree.map(lambda w: w.astype(dtype), (state.weights, state.constants))
@@ -104,8 +106,8 @@ def bench_video(config, mesh, rounds: int, what: str) -> dict:
     call = jax.jit(forward if what == "forward" else aot.segment_sampler(config, graph))
     run = lambda: jax.block_until_ready(call(weights, latents, text, pooled))
     seconds = medians({what: run}, rounds)[what]
-    copies = 1 if what == "forward" else 4 * config.sampling.steps
-    return line(what, config, seconds, copies * clips * sum(forward_flops(config).values()))
+    flops = forward_flops(config) if what == "forward" else segment_flops(config)
+    return line(what, config, seconds, clips * sum(flops.values()))
 
 
 def bench_image(config, rounds: int, reference: str | None) -> list[dict]:
@@ -123,8 +125,8 @@ def bench_image(config, rounds: int, reference: str | None) -> list[dict]:
     runs = {"image": lambda: jax.block_until_ready(call(state, *inputs))}
     if reference:
         runs["image, diffusers"] = diffusers_image(b, dtype, latents, text, pooled)
-    streams = ((1, tokens_per_frame(config)),)
-    flops = sum(block_flops(b, streams, text_shape[0], (1, *streams[0][1:] * 2)).values())
+    n = tokens_per_frame(config)
+    flops = sum(block_flops(b, ((1, n, 0),), text_shape[0], (1, n, n, n)).values())
     return [line(name, config, seconds, flops) for name, seconds in medians(runs, rounds).items()]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from flax import nnx
 
 from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance, sampler
+from svdp_jax.engines.arriving import Arriving
 from svdp_jax.engines.engine import Step
 from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments
@@ -27,7 +29,7 @@ from svdp_jax.weights.prompts import prompt_of
 class SVDPEngine:
     """A trained model, ready to make videos of any length."""
 
-    options: tuple[str, ...] = ("seed", "sampling", "watch")
+    options: tuple[str, ...] = ("seed", "sampling", "watch", "segment")
     flags: tuple[str, ...] = ("steps", "guidance")
 
     def __init__(self, config: configs.Config, model: nnx.Module, codec, fingerprint: str = "unsaved", mesh=None):
@@ -84,7 +86,8 @@ class SVDPEngine:
 
     def play(self, source: np.ndarray, driving: Iterable[DrivingFrame], **options) -> Iterator[Any]:
         """As `engine.Engine.play`; `options` are those of `generate`."""
-        for made in self.generate(source[None], (frame.masked[None] for frame in driving), **options):
+        ready = driving.ready if isinstance(driving, Arriving) else None
+        for made in self.generate(source[None], (frame.masked[None] for frame in driving), ready=ready, **options):
             yield made if isinstance(made, Step) else made[0]
 
     def chosen(self, steps: int | None = None, guidance: tuple[float, float, float] | None = None) -> dict[str, Any]:
@@ -93,11 +96,12 @@ class SVDPEngine:
         return {"sampling": dataclasses.replace(usual, steps=steps or usual.steps, **strengths)}
 
     def compile(self) -> None:
-        """A segment and the next, step by step."""
+        """A segment and the next, step by step, and with all steps at once."""
         still = np.zeros((1, self.framing.size, self.framing.size, 3), np.uint8)
         once = dataclasses.replace(self.config.sampling, steps=1)
-        for _ in self.generate(still, [still] * (self.config.data.frames + 1), sampling=once, watch=True):
-            pass
+        for sampling in (once, self.config.sampling):
+            for _ in self.generate(still, [still] * (self.config.data.frames + 1), sampling=sampling):
+                pass
 
     def generate(
         self,
@@ -107,26 +111,47 @@ class SVDPEngine:
         sampling: configs.Sampling | None = None,
         watch: bool = False,
         past: np.ndarray | None = None,
+        segment: int | None = None,
+        ready: Callable[[int], bool] | None = None,
     ) -> Iterator[Any]:
         """Crops of many people at once: yields one picture for each driving one.
 
         source: (b y x 3) uint8 crops. driving: masked crops (b y x 3) uint8, as many as there
         are; no more than a segment of them is held. past: (b p y x 3) uint8 crops of just before,
-        where there are any. Yields (b y x 3) uint8, and with `watch` also
+        where there are any. segment: frames made at once, as in training by default, no fewer than past ones.
+        ready: whether so many driving frames are there already; then the next segment is begun before this one is
+        taken from the device, so that neither waits for the other. Yields (b y x 3) uint8, and with `watch` also
         a Step after each sampling step.
         """
-        arguments.check(crops=source, drivers=driving, seed=seed, sampling=sampling, watch=watch)
-        f, p = self.config.data.frames, self.config.data.past
+        arguments.check(crops=source, drivers=driving, seed=seed, sampling=sampling, watch=watch, segment=segment)
+        f, p, frames = segment or self.config.data.frames, self.config.data.past, iter(driving)
+        if f < p or f % self.mesh.shape["context"]:
+            raise UserError(f"segment must be {p} frames, as many as are looked back at, or more, and divide over the devices.")
+        chunks = iter(lambda: list(itertools.islice(frames, f)), [])
         sampling = sampling or self.config.sampling
-        times, weights = np.asarray(flow.schedule(sampling.steps, sampling.shift)), guidance.weights(sampling)
-        at_start = guidance.at_start(weights, self.config.model.video.null)
+        under_way = deque()
+        for made in self.segments(source, chunks, f, seed, sampling, watch, None if past is None else self.encode(past)):
+            if isinstance(made, Step):
+                yield made
+                continue
+            under_way.append(made)
+            if len(under_way) > 1 or not (ready and ready(f)):
+                yield from taken(*under_way.popleft())
+            if under_way and not (ready and ready(f)):
+                yield from taken(*under_way.popleft())
+        for made in under_way:
+            yield from taken(*made)
+
+    def segments(self, source, chunks: Iterable[list], f: int, seed: int, sampling, watch: bool, past) -> Iterator[Any]:
+        """Pictures (b f y x 3) on the device, perhaps not yet computed, and how many of them are asked for, by segment;
+        and Steps. chunks: lists of up to f driving crops (b y x 3)."""
+        p, null = self.config.data.past, self.config.model.video.null
+        times = np.asarray(flow.schedule(sampling.steps, sampling.shift))
+        weights = guidance.weights(sampling, self.config.model.told)
+        at_start, source = guidance.at_start(weights, null), self.encode(source)
         # All steps in one call, or one by one for somebody who watches.
         stretches = [times[i : i + 2] for i in range(sampling.steps)] if watch else [times]
-        source, frames, past = self.encode(source), iter(driving), None if past is None else self.encode(past)
-        for segment in itertools.count():
-            chunk = list(itertools.islice(frames, f))
-            if not chunk:
-                return
+        for segment, chunk in enumerate(chunks):
             padded = np.stack(chunk + [chunk[-1]] * (f - len(chunk)), axis=1)  # b f y x c
             driver = self.encode(padded)
             key = jax.random.fold_in(jax.random.key(seed), segment)
@@ -139,7 +164,12 @@ class SVDPEngine:
                     jax.block_until_ready(x)
                     yield Step(segment, step)
             past = self.on_mesh(last, x, p)
-            yield from np.moveaxis(np.asarray(self.decode(x)), 1, 0)[: len(chunk)]
+            yield self.decode(x), len(chunk)
+
+
+def taken(made: jax.Array, count: int) -> Iterator[np.ndarray]:
+    """The first pictures (b y x 3) of a segment b f y x 3."""
+    yield from np.moveaxis(np.asarray(made), 1, 0)[:count]
 
 
 @partial(jax.jit, static_argnums=2)
@@ -157,7 +187,7 @@ def last(x: jax.Array, past: int) -> jax.Array:
 def sampling_mesh(config: configs.Config, devices: list) -> jax.sharding.Mesh:
     """As many of these devices as a segment divides over: its branches of guidance first, which need not
     talk to each other, then its frames."""
-    branches = len(guidance.weights(config.sampling)) if config.model.video.null == "zeros" else 1
+    branches = len(guidance.weights(config.sampling, config.model.told)) if config.model.video.null == "zeros" else 1
     shapes = (
         configs.Mesh(data=data, context=count // data)
         for count in range(len(devices), 0, -1)

@@ -72,6 +72,12 @@ def crop_box(faces: Face) -> Box:
     return Box(round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2 - HEADROOM * side), round(side))
 
 
+def square(picture: np.ndarray) -> Box:
+    """The largest centred one."""
+    h, w = picture.shape[:2]
+    return Box((w - min(h, w)) // 2, (h - min(h, w)) // 2, min(h, w))
+
+
 def crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """The square `box` of the picture at `size` pixels; beyond the picture its edge is repeated."""
     left, top, side = box

@@ -89,15 +89,21 @@ def prepare(
         source=source, face=face, driving_face=driving_face, source_crop=source_crop, driving_crop=driving_crop,
         landmarks=landmarks, show=show,
     )  # fmt: skip
-    picture = source_picture(source)
-    cropped = source_crop == "none"
-    place = framing.whole(square(picture)) if cropped else framing.place(following.one(picture, face, named(source)))
+    picture, place = portrait(source, framing, face, source_crop)
     clip = as_clip(driving, fps)
     info = video.probe(clip)
     progress = partial(show, total=info.frames, desc="Following the face", unit="frame")
     pick = face if driving_face is None else driving_face
     followed = follow(clip, info, framing, pick, driving_crop, landmarks, progress)
     return Scene(picture, place, framing.cut(picture, place), *followed, info, framing)
+
+
+def portrait(source, framing: Framing, face: int, crop: str) -> tuple[np.ndarray, Any]:
+    """The whole source picture, and the place of its portrait."""
+    picture = source_picture(source)
+    if crop == "none":
+        return picture, framing.whole(faces.square(picture))
+    return picture, framing.place(following.one(picture, face, named(source)))
 
 
 def source_picture(source) -> np.ndarray:
@@ -118,12 +124,6 @@ def named(source) -> str:
     return "the picture" if isinstance(source, np.ndarray) else str(source)
 
 
-def square(picture: np.ndarray) -> faces.Box:
-    """The largest centred one."""
-    h, w = picture.shape[:2]
-    return faces.Box((w - min(h, w)) // 2, (h - min(h, w)) // 2, min(h, w))
-
-
 def follow(clip, info: video.VideoInfo, framing: Framing, pick, crop, landmarks, progress) -> tuple:
     """First pass over the driving video: a Driving, and the points of a landmark file or None."""
     if landmarks is None:
@@ -132,5 +132,5 @@ def follow(clip, info: video.VideoInfo, framing: Framing, pick, crop, landmarks,
         given, track = points.read(landmarks, info.frames)
         driving = Driving(clip, track, framing.box(track.faces), framing.driving_size)
     if crop == "none":
-        driving = driving._replace(box=square(next(video.read_frames(clip, stop=1)).image))
+        driving = driving._replace(box=faces.square(next(video.read_frames(clip, stop=1)).image))
     return driving, given

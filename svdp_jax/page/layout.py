@@ -9,6 +9,7 @@ from svdp_jax.faces import scene as scenes
 from svdp_jax.page.studio import Studio
 
 MOST_STEPS, STRONGEST = 100, 5.0  # ends of the sliders
+CAMERA = 0.04  # seconds between frames of a camera
 ANEW = "the page's server was started anew since, and has none of your files; reload the page and give them again."
 CSS = """
 .pictures {display: flex; gap: 4px; flex-wrap: wrap} .pictures img {height: 104px; width: auto}
@@ -47,6 +48,16 @@ def page(studio: Studio) -> gr.Blocks:
                 comparison = gr.Video(label="Side by side", interactive=False, height=200, elem_id="comparison")
         start, cancel = buttons
         shown = [newest, progress, result, comparison]
+        with gr.Accordion("Live: you are the driver", open=False):
+            camera = gr.Image(
+                label="Your camera", sources=["webcam"], streaming=True, type="numpy", height=200, elem_id="camera",
+                webcam_options=gr.WebcamOptions(mirror=False),
+            )  # fmt: skip
+            made, rate = gr.HTML(elem_id="live"), gr.HTML(elem_id="rate")
+        camera.stream(
+            studio.live, [camera, form[0]], [made, rate], stream_every=CAMERA, time_limit=None, show_progress="hidden",
+            concurrency_limit=4, api_visibility="private",
+        )  # fmt: skip
         run = start.click(studio.animate, form + guidance, shown, show_progress_on=[progress], api_name="animate")
         # Only what visitors do themselves is heard: values that change as a consequence would be answered a second
         # time, half of them old.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from svdp_jax.animator import Animator
 from svdp_jax.config import Sampling
@@ -19,6 +20,8 @@ from svdp_jax.engines.engine import Step
 from svdp_jax.errors import UserError
 from svdp_jax.faces import face as faces, scene as scenes
 from svdp_jax.media import video
+from svdp_jax.media.images import enlarged
+from svdp_jax.page import live
 from svdp_jax.page.shown import Progress, alert, framed, picture, sentence
 from svdp_jax.page.visits import USUAL, Given, Visit, Visits, settled
 from svdp_jax.toy import example
@@ -127,6 +130,22 @@ class Studio:
             raise
         finally:
             visit.running = None
+
+    def live(self, image: np.ndarray | None, source: str | None, request: gr.Request) -> tuple[str, str]:
+        """The newest frame made of a visitor's camera, and how fast and how late they come; `image` is its newest."""
+        if image is None:
+            return gr.skip(), gr.skip()
+        visit = self.visits.of(request.session_hash)
+        try:
+            with told():
+                # A picture of the examples is a portrait already.
+                visit.show = show = live.started(visit.show, self.animator, source, source_crop=visit.given.source_crop)
+                show.give(image)
+                words, newest = show.told(), show.newest
+        except gr.Error as error:
+            return "", alert(error.message)
+        shown = picture(enlarged(newest.picture), "The newest frame of the result") if newest else ""
+        return f"<div class=made>{shown}</div>", words
 
     def film(self, scene, paths, stop, paste_back, sampling, seed) -> Iterator[tuple[str, str]]:
         """Writes result and comparison; yields the newest frame and how far it is, no faster than PACE."""

@@ -3,6 +3,7 @@
 Each check yields sentences, every one a problem with its fix; all are told at once.
 """
 
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -137,6 +138,10 @@ def weights(config: configs.Config) -> Iterator[str]:
     if config.start:
         make = lambda: SVDP(config.model, nnx.Rngs(0))
         yield from folder_of(checkpoint.model_folder(Path(config.start)), "config.start", make, "svdp_jax.train")
+    if config.teacher not in ("", "shipped"):
+        untold = dataclasses.replace(config.model, told=False)
+        make = lambda: SVDP(untold, nnx.Rngs(0))
+        yield from folder_of(checkpoint.model_folder(Path(config.teacher)), "config.teacher", make, "svdp_jax.train")
     if config.backbone:
         make = lambda: MMDiT(config.model.backbone, nnx.Rngs(0))
         yield from folder_of(config.backbone, "config.backbone", make)

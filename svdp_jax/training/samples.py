@@ -44,7 +44,7 @@ class Samples:
         stage = np.searchsorted(configs.stage_ends(self.config), self.journal.step - 1, side="right")
         past = self.config.stages[stage].past
         key = jax.random.key(self.config.seed)
-        loss = self.loss(average, constants, self.frozen, self.batch, key, np.float32(past))
+        loss = self.loss(average, constants, self.frozen, self.batch, key, stage)
         self.journal.measure({"held_out_loss": float(loss)})
         engine.use(average, constants)
         before = self.clip["past"] if past and self.config.data.past else None

@@ -8,7 +8,7 @@ from flax import nnx
 
 from svdp_jax import config as configs, parallel
 from svdp_jax.training.step import WEIGHTS, Frozen, State, state_maker, stream
-from svdp_jax.weights import checkpoint
+from svdp_jax.weights import checkpoint, shipped
 from svdp_jax.weights.prompts import prompt_of
 
 
@@ -17,10 +17,14 @@ def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.
     graph, make = state_maker(config, mesh)
     state = make(stream(config, WEIGHTS))
     weights, constants = state.weights, state.constants
-    if not (config.start or config.backbone):
+    if not (config.start or config.teacher or config.backbone):
         return graph, state
     if config.start:
         weights, constants = checkpoint.load_parts(checkpoint.model_folder(Path(config.start)), weights, constants)
+    elif config.teacher:
+        taught = checkpoint.named(load_teacher(config, "float32", mesh)[1])
+        same = lambda part: {name: taught.get(name, leaf) for name, leaf in checkpoint.named(part).items()}
+        weights, constants = (checkpoint.replaced(part, same(part)) for part in (weights, constants))
     else:
         image = checkpoint.load_parts(Path(config.backbone), weights["image"], constants["image"])
         for part, loaded in zip((weights, constants), image):
@@ -32,4 +36,13 @@ def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.Gr
     """The codec's graph, and what is frozen, whole on every device."""
     whole = parallel.sharding(mesh)
     graph, weights = nnx.split(checkpoint.load_codec(config.model.codec, config.dtype, whole))
-    return graph, Frozen(weights, jax.device_put(prompt_of(config), whole))
+    teacher = load_teacher(config, config.dtype, mesh) if config.teacher else None
+    return graph, Frozen(weights, jax.device_put(prompt_of(config), whole), teacher)
+
+
+def load_teacher(config: configs.Config, dtype: str, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """Its graph and weights, laid out as parameters are."""
+    _, network = shipped.load(shipped.find(None if config.teacher == "shipped" else config.teacher))
+    graph, state = nnx.split(network)
+    state = jax.tree.map(lambda weight: weight.astype(dtype), state)
+    return graph, jax.device_put(state, parallel.parameter_shardings(state, mesh))

@@ -35,7 +35,7 @@ def as_trained(count: int) -> tuple[np.ndarray, float]:
 
     flow.noised = spy
     try:
-        value = step.loss(lambda x, *_, policy, **conditions: 0 * x, batch, jax.random.key(0), config, 1.0)
+        value = step.flow_loss(lambda x, *_, policy, **conditions: 0 * x, None, batch, jax.random.key(0), config, 0)
     finally:
         flow.noised = noised
     return np.asarray(drawn[0], np.float64).ravel(), float(value)
