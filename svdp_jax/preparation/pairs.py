@@ -173,7 +173,8 @@ def maker(weights: str) -> drivers.Maker:
     def why(a: drivers.Stored, b: drivers.Stored, frames: Path) -> str:
         if "why" in last:
             return last["why"]
-        if reasons := judge(last["made"]).reasons:
+        last["verdict"] = judge(last["made"])
+        if reasons := last["verdict"].reasons:
             return "; ".join(reasons)
         try:
             last["points"] = outlines(frames, f"{b.clip.name} driven by {a.clip.name}")
@@ -181,7 +182,7 @@ def maker(weights: str) -> drivers.Maker:
             return f"no face in the result ({error})"
         return ""
 
-    return drivers.Maker(make, lambda *_: last["points"], why)
+    return drivers.Maker(make, lambda *_: last["points"], why, lambda: last["verdict"].measures)
 
 
 def outlines(frames: Path, name: str) -> np.ndarray:
