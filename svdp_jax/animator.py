@@ -12,6 +12,7 @@ What makes the frames is an engine (`svdp_jax.engines`), which the weights folde
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from svdp_jax.engines.liveportrait import LivePortraitEngine
 from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments, live, scene as scenes
-from svdp_jax.faces.scene import Scene, Take, quietly
+from svdp_jax.faces.scene import Driver, Recorded, Scene, quietly
 from svdp_jax.files import apart
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter, leave
@@ -76,7 +77,7 @@ class Animator:
         and sampling; transfer). UserError for what cannot be used.
         """
         finding, making = self.sorted(paste_back=paste_back, compare=compare, **options)
-        scene = scenes.prepare(source, driving, self.engine.framing, **finding)
+        scene = scenes.prepare(source, self.engine.recorded(driving), self.engine.framing, **finding)
         for take in self.play(scene, **making):
             yield scene.shown(take, compare, paste_back)
 
@@ -101,11 +102,11 @@ class Animator:
         arguments.check(output=output, show=show, finish=finish)
         finding, making = self.sorted(paste_back=paste_back, compare=compare, **options)
         apart(output, source, driving, finding.get("landmarks"))
-        clip = scenes.as_clip(driving, finding.get("fps", scenes.FPS))
+        clip = scenes.as_clip(self.engine.recorded(driving), finding.get("fps", scenes.FPS))
         with self.writer(output, clip, finish) as writer:
             scene = scenes.prepare(source, clip, self.engine.framing, show=show, **finding)
             takes = self.play(scene, **making)
-            for take in show(takes, total=scene.info.frames, desc="Animating", unit="frame"):
+            for take in show(takes, total=scene.driver.info.frames, desc="Animating", unit="frame"):
                 writer.write(scene.shown(take, compare, paste_back), take.time)
         return scene
 
@@ -132,12 +133,23 @@ class Animator:
         arguments.check(source=source, drop=drop, face=face, source_crop=source_crop, driving_crop=driving_crop)
         _, making = self.sorted(paste_back=paste_back, compare=False, **options)
         framing, size = self.engine.framing, making.get("segment") or self.engine.data.frames
-        picture, place = scenes.portrait(source, framing, face, source_crop)
+        picture, place, portrait = scenes.portrait(source, framing, face, source_crop)
         frames = live.driver(driving, framing, driving_face, driving_crop == "none")
         with contextlib.closing(Arriving(frames, size, drop)) as arriving:
-            for made in self.engine.play(framing.cut(picture, place), arriving, **making):
+            for made in self.engine.play(portrait, arriving, **making):
                 shown = framing.paste(picture, place, made) if paste_back else made
                 yield Live(shown, float(live.now() - arriving.taken.popleft().time), arriving.dropped)
+
+    def record(self, output, driving, *, show: Callable = quietly, driving_face: int = 0, driving_crop: str = "auto",
+               landmarks=None, fps: Fraction = scenes.FPS) -> Driver | Recorded:  # fmt: skip
+        """Writes to `output`, a .safetensors, what LivePortrait needs of a driver: given as `driving`, it stands for
+        the video, which then need not be there. Returns what was found in it."""
+        arguments.check(output=output, show=show, driving_face=driving_face, driving_crop=driving_crop, landmarks=landmarks)
+        if not Path(output).parent.is_dir():
+            raise UserError(f"{output}: the folder {Path(output).parent} does not exist; create it first.")
+        driver = scenes.watched(driving, self.engine.framing, driving_face, driving_crop, landmarks, fps, show)
+        self.engine.record(Path(output), driver)
+        return driver
 
     def sorted(self, *, paste_back: bool, compare: bool, **options) -> tuple[dict, dict]:
         """What of the options is for finding faces, and what for the engine; all of them checked."""
@@ -149,15 +161,17 @@ class Animator:
 
     def writer(self, output, clip, finish: Callable[[Path], None] = leave) -> VideoWriter:
         """A writer of a video with the frame rate and sound of `clip`, marked as generated."""
+        if isinstance(clip, Recorded):
+            return VideoWriter(output, clip.info.fps, None, self.provenance, finish)
         sound = None if isinstance(clip, video.Clip) else clip
         return VideoWriter(output, video.probe(clip).fps, sound, self.provenance, finish)
 
     def play(self, scene: Scene, **options) -> Iterator[Any]:
         """The scene's finished frames, as a Take each, among the engine's Steps; `options` are the engine's."""
         taken = deque()  # driving frames whose results are still to come: as many as are made at once
-        driver = (taken.append(frame) or frame for frame in scene.driver())
-        for made in self.engine.play(scene.source, driver, **options):
-            yield made if isinstance(made, Step) else Take(made, *taken.popleft())
+        driver = (taken.append(frame) or frame for frame in scene.driver.frames())
+        for made in self.engine.play(scene.source, driver, scene.driver.frames, **options):
+            yield made if isinstance(made, Step) else scenes.taken(made, taken.popleft())
 
 
 def provenance(fingerprint: str) -> dict[str, str]:

@@ -219,10 +219,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Transfer:
-    """How LivePortrait takes motion over."""
+    """How LivePortrait takes motion over. Openings are heights over widths: 0 is shut, eyes wide open have about 0.4."""
 
     # The source moves as the driver has moved since its first frame, or it takes on the driver's pose and expression.
     motion: Literal["relative", "absolute"] = "relative"
+    first_frame: Annotated[int, Range(-1, 1 << 30)] = 0  # of relative motion; ALIKE: that which is most like the source
+    driving_multiplier: Annotated[float, Range(0, 10)] = 1.0  # of all motion
+    animation_region: Literal["all", "exp", "pose", "lip", "eyes"] = "all"  # what moves
+    # Opens eyes or lips so far, or, with AS_DRIVEN, as far as the driver's are. Relative motion then moves nothing else.
+    eye_retargeting: Annotated[float, Range(-1, 1)] | None = None
+    lip_retargeting: Annotated[float, Range(-1, 1)] | None = None
+    stitching: bool = True  # whether shoulders are kept where they are
+
+
+AS_DRIVEN = ALIKE = -1
 
 
 @dataclass(frozen=True)

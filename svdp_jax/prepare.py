@@ -50,7 +50,7 @@ from svdp_jax import config as configs
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face, masks
 from svdp_jax.files import alone, apart, remove
-from svdp_jax.preparation import crops, encode, gates, ingest, jobs, left, pipeline, report, stages, work
+from svdp_jax.preparation import crops, encode, gates, ingest, jobs, left, pipeline, report, stages, triplets, work
 from svdp_jax.toy import footage
 from svdp_jax.values import declared
 from svdp_jax.weights import checkpoint
@@ -88,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
         help="who drives: another person by LivePortrait (default), the clip itself, or a drawn person")  # fmt: skip
     add("--pair-weights", metavar="DIR", help="converted LivePortrait weights")
     add("--codec", metavar="DIR", help="converted autoencoder, or pixels:FACTOR for the toy model")
+    add("--export", choices=["triplets"],
+        help="in place of the last stage: pictures and videos of every pair, and triplets.jsonl, for other trainers")  # fmt: skip
+    add("--caption", default="a person is talking", metavar="TEXT", help="of all triplets (default %(default)r)")
     add("--seed", type=int, help=f"of who drives whom (default {defaults.seed})")
     add("--stage", choices=list(stages.STAGES), help="run this stage alone")
     add("--redo", choices=list(stages.STAGES), help="first throw away what this stage and later ones made, up to date or not")
@@ -113,7 +116,7 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
         draw_toy(Path(options.videos[0]), options.draw_toy)
     out = options.out
     settings = decide(options, out)
-    check(settings, [options.stage] if options.stage else list(stages.STAGES))
+    check(settings, asked(options), options.export)
     check_folder(out, options.redo, options.videos)
     listing = ingest.find(options.videos, options.list, settings.licence)
     out.mkdir(parents=True, exist_ok=True)
@@ -121,9 +124,14 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
         go_through(options, settings, listing, beam)
 
 
+def asked(options: argparse.Namespace) -> list[str]:
+    """The stages to run; what is exported are pairs, and needs no latents."""
+    return [options.stage] if options.stage else list(stages.STAGES)[: -1 if options.export else None]
+
+
 def go_through(options: argparse.Namespace, settings: jobs.Settings, listing: ingest.Listing, beam: list[str]) -> None:
     """The stages, one after the other, and the report."""
-    out, names = options.out, [options.stage] if options.stage else list(stages.STAGES)
+    out, names = options.out, asked(options)
     given, copies = stages.given(out, settings, listing.sources)
     check_films(out, given.sources)
     throw_away(out, options.redo)
@@ -144,6 +152,8 @@ def go_through(options: argparse.Namespace, settings: jobs.Settings, listing: in
     counts = write_report(given, listing, copies)
     print("\n".join(f"{what}: {number}" for what, number in counts))
     print(f"See {out / 'report.html'}.")
+    if found and options.export:
+        print(f"{triplets.export(out, left.clips(out, given.sources), settings.size, options.caption)} is written.")
     if not found:
         raise UserError(f"no clip is left for --stage {name}; {out / 'report.html'} says why.")
 
@@ -221,9 +231,11 @@ def record(out: Path, settings: jobs.Settings, names: list[str]) -> None:
     encode.write_json(out / "settings.json", before | now)
 
 
-def check(settings: jobs.Settings, names: list[str]) -> None:
+def check(settings: jobs.Settings, names: list[str], export: str | None = None) -> None:
     """What would fail after hours fails here."""
     gates.limited(list(settings.limits))
+    if export and (settings.pairs == "self" or "pairs" not in names):
+        raise UserError("--export triplets needs --pairs liveportrait or toy: a driver that is its target can be copied.")
     masks.check(settings.landmarks)
     if "pairs" in names and settings.pairs == "liveportrait":
         if not settings.pair_weights:

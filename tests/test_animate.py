@@ -352,7 +352,7 @@ def test_several_faces_are_chosen_among(either):
 def test_a_lost_face_is_bridged(either):
     images, _ = drawn_clip(12, hidden=range(4, 7))
     scene = scenes.prepare(images[0], images, either.engine.framing)
-    assert face.missing(scene.driving.track)[0][0] == 4 and len(list(either.play(scene))) == 12
+    assert face.missing(scene.driver.track)[0][0] == 4 and len(list(either.play(scene))) == 12
 
 
 def test_options_of_another_kind_of_model_are_refused(either, weights, drawn, tmp_path, monkeypatch, capsys):

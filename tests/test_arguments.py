@@ -69,7 +69,13 @@ def test_every_argument_at_its_edges(name):
 
 def test_every_argument_is_declared():
     calls = (Animator.animate, Animator.save, Animator.load, scene.prepare, SVDPEngine.generate, LivePortraitEngine.play)
-    named = {name for call in calls for name in inspect.signature(call).parameters} - {"self", "options", "framing", "past"}
+    named = {name for call in calls for name in inspect.signature(call).parameters} - {
+        "self",
+        "options",
+        "framing",
+        "past",
+        "again",
+    }
     assert named <= set(arguments.ARGUMENTS)
 
 

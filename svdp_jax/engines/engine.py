@@ -1,11 +1,13 @@
 """What an engine is: a source's crop and a driver's in, frames out."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.faces.framing import Framing
+from svdp_jax.faces.scene import Driver, Recorded
 
 
 class Step(NamedTuple):
@@ -25,14 +27,22 @@ class Engine(Protocol):
 
     @property
     def play(self) -> Callable[..., Iterator[Any]]:
-        """(source, driving, **options): a picture (size, size, 3) uint8 for each driving frame, and, of engines that
-        can tell, a `Step` after each step; no more frames are held than are made at once. source: its crop,
-        (size, size, 3) uint8. driving: a stream of `DrivingFrame`."""
+        """(source, driving, again, **options): a picture (size, size, 3) uint8 for each driving frame, and, of engines that
+        can tell, a `Step` after each step; no more frames are held than are made at once. source: a `DrivingFrame`
+        as driving's, which are a stream of them. again: gives that stream once more, where it can be had."""
         ...
 
     @property
     def chosen(self) -> Callable[..., dict[str, Any]]:
         """(**flags): options of `play` from those that the command was given."""
+        ...
+
+    def recorded(self, driving) -> Any:
+        """A driver as it was given, or, of a file of motion that this engine has kept, a `scene.Recorded`."""
+        ...
+
+    def record(self, output: Path, driver: Driver | Recorded) -> int:
+        """Keeps what this engine needs of a driver, for `recorded`; returns its frames. UserError where it keeps nothing."""
         ...
 
     def compile(self) -> None:

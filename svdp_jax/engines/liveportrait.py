@@ -3,7 +3,9 @@
 Every batch of frames is divided over all devices of this process.
 """
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,10 +17,12 @@ import numpy as np
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.engines import template
 from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments
 from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.faces.framing import Framing, LivePortraitFraming
+from svdp_jax.faces.scene import Driver, Recorded
 from svdp_jax.media.images import resize
 from svdp_jax.models import keypoints
 from svdp_jax.models.keypoints import Motion
@@ -29,7 +33,14 @@ SIDE = 256  # pixels of the pictures that go in
 AT_ONCE = 4  # frames of a step on each device
 USUAL = configs.Transfer()
 # Driven keypoints from motions of the source, the driver's first frame and its frames now.
-MOTIONS = {"relative": keypoints.relative, "absolute": lambda source, first, now: keypoints.absolute(source, now)}
+MOTIONS = {
+    "relative": keypoints.relative,
+    "absolute": lambda source, first, now, region: keypoints.absolute(source, now, region),
+}
+# Small networks by what they open: the field of Transfer, what they know of the source, and which opening of the
+# driver they follow, for the eyes the left one's as published.
+PARTS = {"eye": ("eye_retargeting", [0, 1], 0), "mouth": ("lip_retargeting", [2], 2)}
+LANDMARKS = "put MediaPipe's networks into weights/faces (docs/faces.md) and let it be cropped"
 
 
 class Known(NamedTuple):
@@ -38,6 +49,14 @@ class Known(NamedTuple):
     volume: jax.Array  # b z y x c
     motion: Motion
     points: jax.Array  # b k 3
+
+
+class Driven(NamedTuple):
+    """What is known of a batch of driving frames, and how many of them are not padding."""
+
+    motion: Motion
+    opening: np.ndarray | None  # b 3, of left eye, right eye, lips
+    count: int
 
 
 class Made(NamedTuple):
@@ -53,7 +72,7 @@ class Made(NamedTuple):
 class LivePortraitEngine:
     name, data = "liveportrait", configs.Data()
     options: tuple[str, ...] = ("seed", "transfer")
-    flags: tuple[str, ...] = ("motion",)
+    flags: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(configs.Transfer))
 
     def __init__(self, network: LivePortrait, fingerprint: str = "unsaved", at_once: int = AT_ONCE):
         """at_once: frames of a step on each device."""
@@ -74,63 +93,131 @@ class LivePortraitEngine:
         return cls(checkpoint.load_network(folder), shipped.fingerprint(folder))
 
     def play(
-        self, source: np.ndarray, driving: Iterable[DrivingFrame], seed: int = 0, transfer: configs.Transfer | None = None
+        self,
+        source: DrivingFrame,
+        driving: Iterable[DrivingFrame],
+        again: Callable[[], Iterable[DrivingFrame]] | None = None,
+        seed: int = 0,
+        transfer: configs.Transfer | None = None,
     ) -> Iterator[np.ndarray]:
         """As `engine.Engine.play`. seed: changes nothing, as nothing is drawn at random."""
         arguments.check(seed=seed, transfer=transfer)
-        _, batches = self.reenact(source, (frame.crop for frame in driving), transfer or USUAL)
+        _, batches = self.reenact(source, driving, transfer or USUAL, again)
         for made in batches:
             yield from made.pictures
 
     def chosen(self, **flags) -> dict[str, Any]:
         return {"transfer": configs.Transfer(**flags)}
 
+    def recorded(self, driving):
+        return template.read(driving, self.fingerprint) if template.named(driving) else driving
+
+    def record(self, output: Path, driver: Driver | Recorded) -> int:
+        return template.write(output, self.moving(driver.frames()), driver.info.fps, self.fingerprint)
+
+    def moving(self, driving: Iterable[DrivingFrame]) -> Iterator[DrivingFrame]:
+        """The frames with their motion in place of their pictures."""
+        taken = deque()
+        for batch in self.read(taken.append(frame) or frame for frame in driving):
+            motion = trimmed(batch.motion, batch.count)
+            for index in range(batch.count):
+                yield taken.popleft()._replace(crop=None, masked=None, motion=jax.tree.map(lambda x: x[index], motion))
+
     def compile(self) -> None:
         still = np.zeros((SIDE, SIDE, 3), np.uint8)
-        for _ in self.reenact(still, [still])[1]:
+        for _ in self.play(DrivingFrame(still, still), [DrivingFrame(still, still)]):
             pass
 
     def reenact(
-        self, source: np.ndarray, driving: Iterable[np.ndarray], transfer: configs.Transfer = USUAL
+        self,
+        source: DrivingFrame,
+        driving: Iterable[DrivingFrame],
+        transfer: configs.Transfer = USUAL,
+        again: Callable[[], Iterable[DrivingFrame]] | None = None,
     ) -> tuple[Known, Iterator[Made]]:
-        """What is known of the source, and its frames in batches; every picture y x 3 uint8, square, of any size.
+        """What is known of the source, and its frames in batches; crops are square, of any size.
 
         Memory is that of two batches, however long the driver is.
         """
-        known = know(self.graph, self.state, ready([source]))
-        return known, self.batches(known, driving, transfer)
+        known = know(self.graph, self.state, ready([source.crop]))
+        return known, self.batches(known, source.opening, self.read(driving), transfer, again)
 
-    def batches(self, known: Known, driving: Iterable[np.ndarray], transfer: configs.Transfer) -> Iterator[Made]:
-        start, waiting = None, None
-        for frames, count in batched(driving, self.count):
-            start = read(self.graph, self.state, frames[:1]) if start is None else start
-            frames = jax.device_put(frames, parallel.sharding(self.mesh, "batch"))
+    def batches(self, known: Known, opening, driven: Iterator[Driven], transfer: configs.Transfer, again) -> Iterator[Made]:
+        kind, waiting, start = (transfer.motion, transfer.animation_region, transfer.stitching), None, None
+        if transfer.first_frame and transfer.motion == "relative":
+            if again is None:
+                raise UserError("first_frame must be 0 of a driver that comes only once.")
+            start = beginning(transfer.first_frame, known.motion, self.read(again()))
+        multiplier = np.float32(transfer.driving_multiplier)
+        for batch in driven:
+            start = jax.tree.map(lambda x: x[:1], batch.motion) if start is None else start
+            wanted = openings(transfer, opening, batch)
+            asked = steer(self.graph, self.state, known, start, batch.motion, wanted, multiplier, kind)
             # The devices work on this batch while the caller is busy with the one before.
-            step = perform(self.graph, self.state, known, start, frames, transfer.motion), count
+            step = draw(self.graph, self.state, known, asked, batch.motion.canonical), batch.count
             if waiting:
                 yield trimmed(*waiting)
             waiting = step
         if waiting:
             yield trimmed(*waiting)
 
-    def motions(self, pictures: Iterable[np.ndarray]) -> Motion:
-        """What is read from pictures, y x 3 uint8 each, on the host."""
-        found = [trimmed(self.read(frames), count) for frames, count in batched(pictures, self.count)]
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    def read(self, driving: Iterable[DrivingFrame]) -> Iterator[Driven]:
+        """What the driver does, always so many frames of it."""
+        layout, frames = parallel.sharding(self.mesh, "batch"), iter(driving)
+        while some := list(islice(frames, self.count)):
+            count, known = len(some), some[0].opening is not None
+            some += [some[-1]] * (self.count - count)
+            if some[0].motion is None:
+                crops = jax.device_put(ready([frame.crop for frame in some]), layout)
+                motion = read(self.graph, self.state, crops)
+            else:
+                motion = jax.device_put(jax.tree.map(lambda *rows: np.stack(rows), *(frame.motion for frame in some)), layout)
+            yield Driven(motion, np.stack([frame.opening for frame in some]) if known else None, count)
 
-    def read(self, frames: np.ndarray) -> Motion:
-        return read(self.graph, self.state, jax.device_put(frames, parallel.sharding(self.mesh, "batch")))
+
+def beginning(first: int, source: Motion, driven: Iterator[Driven]) -> Motion:
+    """The motion of the frame that relative motion begins with. UserError where there is none."""
+    rows, count = [], 0
+    for batch in driven:
+        rows.append(trimmed(batch.motion, batch.count))
+        count += batch.count
+        if 0 <= first < count:
+            break
+    read = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    first = alike(source, read) if first == configs.ALIKE else first
+    if first >= count:
+        raise UserError(f"first_frame {first} is not in the driver, which has {count} frames; count from 0.")
+    return jax.tree.map(lambda x: x[first : first + 1], read)
+
+
+def alike(source: Motion, rows: Motion) -> int:
+    """Which of the driver's motions is nearest the source's in pose and expression."""
+    turned = [np.asarray(keypoints.rotation(motion)) for motion in (source, rows)]
+    pose = ((turned[1] - turned[0]) ** 2).sum((1, 2))
+    expression = ((rows.expression - np.asarray(source.expression)) ** 2).sum((1, 2))
+    spread = lambda x: x / max(float(np.median(x)), 1e-12)  # so that neither decides alone
+    return int(np.argmin(spread(pose) + spread(expression)))
+
+
+def openings(transfer: configs.Transfer, source, driven: Driven) -> dict[str, np.ndarray]:
+    """By the small network's name, how open its part is in the source and shall be, b r. UserError where nobody knows."""
+    wanted = {}
+    for part, (goal, columns, of_driver) in PARTS.items():
+        ratio = getattr(transfer, goal)
+        if ratio is None:
+            continue
+        follows = driven.opening if ratio == configs.AS_DRIVEN else np.full((len(driven.motion.scale), 3), ratio)
+        if source is None or follows is None:
+            whose = "picture" if source is None else "driver"
+            raise UserError(f"{goal} needs the landmarks of the {whose}, which nobody has found here; {LANDMARKS}.")
+        goals = follows[:, of_driver]
+        own = np.broadcast_to(np.asarray(source)[columns], (len(goals), len(columns)))
+        wanted[part] = np.concatenate([own, goals[:, None]], -1).astype(np.float32)
+    return wanted
 
 
 def ready(pictures: list[np.ndarray]) -> np.ndarray:
     return np.stack([resize(picture, (SIDE, SIDE)) for picture in pictures])
-
-
-def batched(frames: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Pictures ready for the network, always `size` of them, and how many are not padding."""
-    frames = iter(frames)
-    while some := list(islice(frames, size)):
-        yield ready(some + [some[-1]] * (size - len(some))), len(some)
 
 
 def trimmed(made, count: int):
@@ -154,13 +241,23 @@ def read(graph, state, frames: jax.Array) -> Motion:
     return nnx.merge(graph, state).motion(unit(frames))
 
 
-@partial(jax.jit, static_argnums=(0, 5))
-def perform(graph, state, known: Known, start: Motion, frames: jax.Array, motion: str) -> Made:
-    """The source's pictures for a batch of the driver's, b y x 3 uint8."""
-    network = nnx.merge(graph, state)
-    now = network.motion(unit(frames))
-    moved = MOTIONS[motion](known.motion, start, now)
-    asked = network.stitch(known.points, moved)
-    out, seen = network.render(known.volume, known.points, asked)
+@partial(jax.jit, static_argnums=(0, 7))
+def steer(
+    graph, state, known: Known, start: Motion, now: Motion, wanted: dict, multiplier: jax.Array, kind: tuple
+) -> jax.Array:
+    """Where the source's keypoints go in a batch of the driver's motions, b k 3. wanted: as `openings` tells."""
+    network, (motion, region, stitching) = nnx.merge(graph, state), kind
+    moved = MOTIONS[motion](known.motion, start, now, keypoints.REGIONS[region])
+    if wanted:
+        kept = jnp.broadcast_to(known.points, moved.shape) if motion == "relative" else moved
+        moved = kept + sum(network.retarget(part, known.points, ratios) for part, ratios in wanted.items())
+    moved = network.stitch(known.points, moved) if stitching else moved
+    return known.points + multiplier * (moved - known.points)
+
+
+@partial(jax.jit, static_argnums=0)
+def draw(graph, state, known: Known, asked: jax.Array, driver: jax.Array) -> Made:
+    """The source's pictures with its keypoints there."""
+    out, seen = nnx.merge(graph, state).render(known.volume, known.points, asked)
     pictures = jnp.round(out.clip(0, 1) * 255).astype(jnp.uint8)
-    return Made(pictures, asked, now.canonical, seen.mean((1, 2, 3)), jnp.isfinite(out).all((1, 2, 3)))
+    return Made(pictures, asked, driver, seen.mean((1, 2, 3)), jnp.isfinite(out).all((1, 2, 3)))

@@ -84,16 +84,22 @@ class SVDPEngine:
         with jax.set_mesh(self.mesh):
             return function(*arguments)
 
-    def play(self, source: np.ndarray, driving: Iterable[DrivingFrame], **options) -> Iterator[Any]:
-        """As `engine.Engine.play`; `options` are those of `generate`."""
+    def play(self, source: DrivingFrame, driving: Iterable[DrivingFrame], again=None, **options) -> Iterator[Any]:
+        """As `engine.Engine.play`, but once is enough; `options` are those of `generate`."""
         ready = driving.ready if isinstance(driving, Arriving) else None
-        for made in self.generate(source[None], (frame.masked[None] for frame in driving), ready=ready, **options):
+        for made in self.generate(source.crop[None], (frame.masked[None] for frame in driving), ready=ready, **options):
             yield made if isinstance(made, Step) else made[0]
 
     def chosen(self, steps: int | None = None, guidance: tuple[float, float, float] | None = None) -> dict[str, Any]:
         usual = self.config.sampling
         strengths = dict(zip(("source", "driving", "past"), guidance or ()))
         return {"sampling": dataclasses.replace(usual, steps=steps or usual.steps, **strengths)}
+
+    def recorded(self, driving):
+        return driving
+
+    def record(self, output, driver):
+        raise UserError(f"{output}: {self.name} needs a driver's pictures; motion alone is kept for LivePortrait.")
 
     def compile(self) -> None:
         """A segment and the next, step by step, and with all steps at once."""

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from svdp_jax.faces import face, follow, windows as seen_through
 from svdp_jax.media.video import read_frames
@@ -20,9 +18,13 @@ class Driving(NamedTuple):
 
 
 class DrivingFrame(NamedTuple):
-    crop: np.ndarray  # (h, w, 3) uint8, square
-    masked: np.ndarray  # what the model sees of it: for ours, everything but eyes, nose and mouth is grey
-    time: Fraction  # seconds
+    """A crop of a driver, or of a source, and what is known of it."""
+
+    crop: Any  # (h, w, 3) uint8, square; None where its motion is all that is known
+    masked: Any  # what the model sees of it: for ours, everything but eyes, nose and mouth is grey
+    time: Fraction = Fraction(0)  # seconds
+    opening: Any = None  # (3,), as of `Face`, where it is known
+    motion: Any = None  # what an engine has read of it before, which then needs no crop
 
 
 def prepare_driving(path, size: int, pick: int = 0, progress: Callable = iter, box: Callable = face.crop_box) -> Driving:
@@ -45,4 +47,4 @@ def driving_frames(driving: Driving, masks: Callable | None = None, windows: boo
     masked = lambda image, index: face.mask_driving(image, (masks or windowed)(index)) if windows else image
     for index, frame in enumerate(read_frames(driving.path, stop=len(driving.track.found))):
         image = face.crop(frame.image, driving.box, driving.size)
-        yield DrivingFrame(image, masked(image, index), frame.time)
+        yield DrivingFrame(image, masked(image, index), frame.time, face.at(driving.track, index).opening)

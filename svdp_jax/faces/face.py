@@ -22,8 +22,9 @@ CIRCLE = np.exp(2j * np.pi * np.arange(64) / 64)
 class Face(NamedTuple):
     """One face, or with a leading axis f the faces of a clip; complex pixels, `size` the box's side.
 
-    The last two are known only of a face that networks found: outlines (64,) of what is kept of it, four
-    of sixteen points (`faces.mesh`), and how far the head is turned to the right in the picture, degrees.
+    The last three are known only of a face that networks found: outlines (64,) of what is kept of it, four
+    of sixteen points (`faces.mesh`), how far the head is turned to the right in the picture, degrees, and
+    how open left eye, right eye and lips are (3,), height over width.
     """
 
     centre: Any  # complex, or an array of them, as all places; the others float
@@ -35,6 +36,7 @@ class Face(NamedTuple):
     confidence: Any  # 0..1
     outlines: Any = None
     yaw: Any = None
+    opening: Any = None
 
 
 class Track(NamedTuple):
@@ -101,7 +103,7 @@ def moved(face: Face, a: complex, b: complex) -> Face:
     """`face` with every place z at a * z + b."""
     points = (a * z + b for z in (face.left_eye, face.right_eye, face.nose, face.mouth))
     outlines = None if face.outlines is None else a * face.outlines + b
-    return Face(a * face.centre + b, abs(a) * face.size, *points, face.confidence, outlines, face.yaw)
+    return Face(a * face.centre + b, abs(a) * face.size, *points, face.confidence, outlines, face.yaw, face.opening)
 
 
 def outlines_mask(outlines: np.ndarray, size: int) -> np.ndarray:

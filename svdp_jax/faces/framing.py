@@ -79,7 +79,7 @@ class Portrait:
         return face.crop_box(faces)
 
     def inside(self, picture: np.ndarray, seen: Face, driver: Iterable[DrivingFrame], faces: Face) -> tuple:
-        return Box(0, 0, len(picture)), picture, driver
+        return Box(0, 0, len(picture)), DrivingFrame(picture, picture), driver
 
 
 class Turned(NamedTuple):
@@ -128,7 +128,8 @@ class LivePortraitFraming:
                 crop = face.crop(frame.crop, box, self.driving_size)
                 yield frame._replace(crop=crop, masked=crop)
 
-        return place, self.cut(picture, place), again()
+        source = self.cut(picture, place)
+        return place, DrivingFrame(source, source, opening=seen.opening), again()
 
 
 def square(seen: Face, crop: tuple[float, float], down: complex) -> tuple[complex, float]:

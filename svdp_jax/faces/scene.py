@@ -3,7 +3,7 @@
 Nothing here needs a network, so a scene can be looked at before anything is computed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,20 +35,49 @@ class Take(NamedTuple):
     time: Fraction  # seconds
 
 
-class Scene(NamedTuple):
-    picture: np.ndarray  # (h, w, 3) uint8, whole
-    place: Any  # of the portrait in it, as the framing tells it
-    source: np.ndarray  # (size, size, 3) uint8, that portrait
+def taken(made: np.ndarray, frame: DrivingFrame) -> Take:
+    return Take(made, frame.crop, frame.masked, frame.time)
+
+
+class Driver(NamedTuple):
+    """A driving video in which the face was followed."""
+
     driving: Driving
     points: np.ndarray | None  # (f, k) complex pixels, where a landmark file gives them
-    info: video.VideoInfo  # of the driving video
+    info: video.VideoInfo
     framing: Framing
 
-    def driver(self) -> Iterator[DrivingFrame]:
-        """The driving frames, cropped and masked, one in memory at a time."""
+    @property
+    def track(self) -> faces.Track:
+        return self.driving.track
+
+    def frames(self) -> Iterator[DrivingFrame]:
+        """Cropped and masked, one in memory at a time."""
         known, driving = self.points, self.driving
         mask = None if known is None else lambda index: points.region_mask(known[index], driving.box, driving.size)
         return driving_frames(driving, mask, self.framing.windows)
+
+
+class Recorded(NamedTuple):
+    """A driver of whom an engine has kept what it needs, and that is no picture."""
+
+    rows: Sequence[DrivingFrame]
+    info: video.VideoInfo
+
+    @property
+    def track(self) -> faces.Track:
+        return faces.Track(faces.Face(*[None] * 7), np.ones(len(self.rows), bool))
+
+    def frames(self) -> Iterator[DrivingFrame]:
+        return iter(self.rows)
+
+
+class Scene(NamedTuple):
+    picture: np.ndarray  # (h, w, 3) uint8, whole
+    place: Any  # of the portrait in it, as the framing tells it
+    source: DrivingFrame  # (size, size, 3), that portrait
+    driver: Driver | Recorded
+    framing: Framing
 
     def shown(self, take: Take, compare: bool = False, paste_back: bool = False) -> np.ndarray:
         """The result as it is written: alone or beside what it was made from, enlarged where it is
@@ -56,11 +85,12 @@ class Scene(NamedTuple):
         made = self.framing.paste(self.picture, self.place, take.made) if paste_back else enlarged(take.made)
         if not compare:
             return made
-        return side_by_side([*map(enlarged, (self.source, *self.views(take))), made])
+        return side_by_side([*map(enlarged, (self.source.crop, *self.views(take))), made])
 
     def views(self, frame: DrivingFrame | Take) -> tuple[np.ndarray, ...]:
-        """The driver's crop, and what is seen of it where that is not all."""
-        return (frame.crop, frame.masked) if self.framing.windows else (frame.crop,)
+        """The driver's crop, and what is seen of it where that is not all; nothing of one that was only recorded."""
+        seen = (frame.crop, frame.masked) if self.framing.windows else (frame.crop,)
+        return () if frame.crop is None else seen
 
 
 def prepare(
@@ -89,21 +119,31 @@ def prepare(
         source=source, face=face, driving_face=driving_face, source_crop=source_crop, driving_crop=driving_crop,
         landmarks=landmarks, show=show,
     )  # fmt: skip
-    picture, place = portrait(source, framing, face, source_crop)
+    picture, place, cut = portrait(source, framing, face, source_crop)
+    pick = face if driving_face is None else driving_face
+    driver = watched(driving, framing, pick, driving_crop, landmarks, fps, show)
+    return Scene(picture, place, cut, driver, framing)
+
+
+def watched(
+    driving, framing: Framing, face: int = 0, crop: str = "auto", landmarks=None, fps: Fraction = FPS, show: Callable = quietly
+) -> Driver | Recorded:
+    """First pass over a driving video, with the arguments of `prepare`."""
     clip = as_clip(driving, fps)
+    if isinstance(clip, Recorded):
+        return clip
     info = video.probe(clip)
     progress = partial(show, total=info.frames, desc="Following the face", unit="frame")
-    pick = face if driving_face is None else driving_face
-    followed = follow(clip, info, framing, pick, driving_crop, landmarks, progress)
-    return Scene(picture, place, framing.cut(picture, place), *followed, info, framing)
+    return Driver(*follow(clip, info, framing, face, crop, landmarks, progress), info, framing)
 
 
-def portrait(source, framing: Framing, face: int, crop: str) -> tuple[np.ndarray, Any]:
-    """The whole source picture, and the place of its portrait."""
+def portrait(source, framing: Framing, face: int, crop: str) -> tuple[np.ndarray, Any, DrivingFrame]:
+    """The whole source picture, the place of its portrait, and the portrait."""
     picture = source_picture(source)
-    if crop == "none":
-        return picture, framing.whole(faces.square(picture))
-    return picture, framing.place(following.one(picture, face, named(source)))
+    seen = None if crop == "none" else following.one(picture, face, named(source))
+    place = framing.place(seen) if seen else framing.whole(faces.square(picture))
+    cut = framing.cut(picture, place)
+    return picture, place, DrivingFrame(cut, cut, opening=seen and seen.opening)
 
 
 def source_picture(source) -> np.ndarray:
@@ -112,8 +152,8 @@ def source_picture(source) -> np.ndarray:
 
 
 def as_clip(driving, fps: Fraction):
-    """A path or `video.Clip` as it is; pictures as a `video.Clip`."""
-    if isinstance(driving, video.Clip):
+    """A path, `video.Clip` or Recorded as it is; pictures as a `video.Clip`."""
+    if isinstance(driving, (video.Clip, Recorded)):
         return driving
     arguments.check(driving=driving, fps=fps)
     pictures = isinstance(driving, (np.ndarray, list, tuple))

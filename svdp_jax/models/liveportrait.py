@@ -360,6 +360,13 @@ class LivePortrait(nnx.Module):
         known = rearrange([source, driven], "s b k i -> b (s k i)")
         return keypoints.stitched(driven, self.stitching.shoulder(known))
 
+    def retarget(self, part: str, source: jax.Array, openings: jax.Array) -> jax.Array:
+        """How keypoints b k 3 of the source must shift so that its `eye` or `mouth` opens as the last of `openings`,
+        b r, says; the others are how open it is."""
+        flat = jnp.broadcast_to(rearrange(source, "b k i -> b (k i)"), (len(openings), 3 * KEYPOINTS))
+        shift = getattr(self.stitching, part)(jnp.concatenate([flat, openings], -1))
+        return rearrange(shift, "b (k i) -> b k i", i=3)
+
     def render(self, volume, source, driven) -> tuple[jax.Array, jax.Array]:
         """Pictures b y x 3 of one source in driven keypoints b k 3, and what was seen of it, b y x 1.
 

@@ -149,10 +149,10 @@ class Studio:
 
     def film(self, scene, paths, stop, paste_back, sampling, seed) -> Iterator[tuple[str, str]]:
         """Writes result and comparison; yields the newest frame and how far it is, no faster than PACE."""
-        progress = Progress(scene.info.frames, self.engine.config.data.frames, sampling.steps)
+        progress = Progress(scene.driver.info.frames, self.engine.config.data.frames, sampling.steps)
         image, shown_at = "", 0.0
         with contextlib.ExitStack() as stack:
-            result, comparison = (stack.enter_context(self.animator.writer(path, scene.driving.path)) for path in paths)
+            result, comparison = (stack.enter_context(self.animator.writer(path, scene.driver.driving.path)) for path in paths)
             for event in self.animator.play(scene, seed=seed, sampling=sampling, watch=True):
                 if stop.is_set():
                     raise Stopped
@@ -199,14 +199,14 @@ def told():
 
 
 def preview(scene: scenes.Scene) -> str:
-    apart = max(1, scene.info.frames // PREVIEWED)
-    frames = itertools.islice(scene.driver(), 0, PREVIEWED * apart, apart)
-    views = [framed(scene.picture, scene.framing.corners(scene.place)), scene.source]
+    apart = max(1, scene.driver.info.frames // PREVIEWED)
+    frames = itertools.islice(scene.driver.frames(), 0, PREVIEWED * apart, apart)
+    views = [framed(scene.picture, scene.framing.corners(scene.place)), scene.source.crop]
     names = ["The picture, its crop framed", "The crop of the picture"]
     for number, frame in enumerate(frames):
         views += [frame.crop, frame.masked]
         names += [f"Frame {number * apart + 1} of the driver", "What is seen of it: eyes, nose and mouth"]
     shown = "".join(map(picture, views, names))
-    bridged = "".join(f" No face in frames {a} to {b}: bridged." for a, b in faces.missing(scene.driving.track))
-    about = f"{scene.info.frames} frames, {float(scene.info.fps):.5g} per second.{bridged}"
+    bridged = "".join(f" No face in frames {a} to {b}: bridged." for a, b in faces.missing(scene.driver.track))
+    about = f"{scene.driver.info.frames} frames, {float(scene.driver.info.fps):.5g} per second.{bridged}"
     return f"What will be used: picture, its crop, driver and what is seen of it.<div class=pictures>{shown}</div>{about}"

@@ -17,6 +17,7 @@ import numpy as np
 from svdp_jax.engines.liveportrait import LivePortraitEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces import face, follow, windows
+from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.media.images import resize
 from svdp_jax.models import keypoints
 from svdp_jax.preparation import crops, drivers
@@ -70,15 +71,19 @@ class Reenactment:
     def __init__(self, engine: LivePortraitEngine, source: np.ndarray, driving: Iterable[np.ndarray]):
         """Of the portrait `source` in the motion of the crops `driving`; each y x 3 uint8, square."""
         self.engine, self.black, self.measured = engine, float(black(source[None])[0]), []
-        self.known, self.made = engine.reenact(source, driving)
+        self.known, self.made = engine.reenact(DrivingFrame(source, source), map(whole, driving))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for made in self.made:
-            again = self.engine.motions(made.pictures)
-            read = (np.asarray(x) for x in (keypoints.points(again), again.canonical))
+            (again,) = self.engine.read(map(whole, made.pictures))
+            read = (np.asarray(x)[: again.count] for x in (keypoints.points(again.motion), again.motion.canonical))
             found = Measured(made.asked, *read, made.driver, made.seen, black(made.pictures), made.finite)
             self.measured.append(found)
             yield from made.pictures
+
+
+def whole(picture: np.ndarray) -> DrivingFrame:
+    return DrivingFrame(picture, picture)
 
 
 def black(pictures: np.ndarray) -> np.ndarray:
@@ -168,7 +173,8 @@ def maker(weights: str) -> drivers.Maker:
     def why(a: drivers.Stored, b: drivers.Stored, frames: Path) -> str:
         if "why" in last:
             return last["why"]
-        if reasons := judge(last["made"]).reasons:
+        last["verdict"] = judge(last["made"])
+        if reasons := last["verdict"].reasons:
             return "; ".join(reasons)
         try:
             last["points"] = outlines(frames, f"{b.clip.name} driven by {a.clip.name}")
@@ -176,7 +182,7 @@ def maker(weights: str) -> drivers.Maker:
             return f"no face in the result ({error})"
         return ""
 
-    return drivers.Maker(make, lambda *_: last["points"], why)
+    return drivers.Maker(make, lambda *_: last["points"], why, lambda: last["verdict"].measures)
 
 
 def outlines(frames: Path, name: str) -> np.ndarray:
