@@ -150,7 +150,7 @@ def endurance(videos: np.ndarray, target: np.ndarray, segment: int) -> dict[str,
 def measured(clips: Clips, videos: np.ndarray, segment: int) -> dict[str, np.ndarray]:
     """All scores of videos (b f y x c) made in segments of so many frames, by clip: (b,) or (b f ...).
 
-    psnr, and trivial of repeating the source, dB; true and fitted motion (b f m) of FITTED frames,
+    psnr, and trivial of repeating the source, dB; sharpness, `metrics.sharpness`; true and fitted motion (b f m) of FITTED frames,
     in the order of `person.Motion`; identity_error and leak of `likeness` in these; what `endurance`
     measures.
     """
@@ -160,6 +160,7 @@ def measured(clips: Clips, videos: np.ndarray, segment: int) -> dict[str, np.nda
     repeated = np.broadcast_to(clips.source[:, None], clips.target.shape)
     scores = {
         "psnr": psnr(videos, clips.target), "trivial": psnr(repeated, clips.target),
+        "sharpness": np.array([metrics.sharpness(made, true).mean() for made, true in zip(videos, clips.target)]),
         "true": np.stack(clips.motion, -1)[:, some], "fitted": np.stack(fitted, -1),
         "identity_error": identity_error, "leak": leak,
     }  # fmt: skip
@@ -178,7 +179,7 @@ def summary(scores: dict[str, np.ndarray]) -> dict:
     clips, frames = scores["error"].shape
     results = {"clips": clips, "frames": frames}
     results |= {"control": correlation(*motions(scores)), "control_error": control_error(*motions(scores))}
-    results |= {name: float(scores[name].mean()) for name in ("psnr", "trivial", "identity_error", "leak")}
+    results |= {name: float(scores[name].mean()) for name in ("psnr", "trivial", "sharpness", "identity_error", "leak")}
     if frames >= LASTING:
         results |= {name: [float(scores[name].mean()), *metrics.interval(scores[name])] for name in ("drift", "seams_seen")}
     return results
@@ -191,6 +192,7 @@ def table(results: dict) -> str:
         "PSNR": f"{results['psnr']:.2f} dB",
         "PSNR of repeating the source": f"{results['trivial']:.2f} dB",
         "gain": f"{results['psnr'] - results['trivial']:+.2f} dB",
+        "fine detail over the truth's": f"{results['sharpness']:.2f}",
         "identity error": f"{results['identity_error']:.3f}",
         "leak of the driver's looks": f"{results['leak']:.2f}",
     }
