@@ -80,11 +80,12 @@ class Video:
 
 @dataclass(frozen=True)
 class Codec:
-    """Pictures to latents. `pixels` is exact (space to depth), `sd3` is the SD3 autoencoder."""
+    """Pictures to latents. `pixels` is exact (space to depth), `sd3` the SD3 autoencoder, `small` one of a million
+    parameters that comes with the package."""
 
-    kind: Literal["pixels", "sd3"] = "sd3"
+    kind: Literal["pixels", "sd3", "small"] = "sd3"
     factor: Few = 8  # pixels per latent row
-    weights: str = ""  # folder of the converted autoencoder
+    weights: str = ""  # folder of the autoencoder; of `small`, empty means the one that comes with the package
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,13 @@ def toy() -> Model:
     )
 
 
+def miniature() -> Model:
+    """The toy at 128x128: latents of a codec that learned the drawn world in place of pixels, as many tokens a frame."""
+    model = toy()
+    backbone = dataclasses.replace(model.backbone, channels=16, patch=4)
+    return dataclasses.replace(model, backbone=backbone, codec=Codec(kind="small"))
+
+
 @dataclass(frozen=True)
 class Data:
     source: Literal["toy", "videos", "records"] = "toy"
@@ -131,6 +139,7 @@ class Data:
     frames: Few = 4
     past: Whole = 1
     batch: Count = 16  # examples per step, over all devices
+    difficulty: Share = 0.0  # of the toy world: what a driver's frame does not tell, and poor pictures (toy/hard.py)
     masked: bool = True  # whether of the driver only eyes, nose and mouth are seen; False for toy drivers only
     threads: Annotated[Few, FREE] = 2  # that prepare examples
 
@@ -218,6 +227,7 @@ class Mesh:
 class Config:
     name: Annotated[str, FREE]
     model: Model
+    trains: Literal["video", "codec"] = "video"  # the network that learns: the video model, or its `small` codec
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     stages: tuple[Stage, ...] = (Stage(),)
@@ -316,12 +326,20 @@ def check(config: Config) -> None:
 
 def check_one(config: Config, path: str) -> None:
     b, v, d, k, chances = config.model.backbone, config.model.video, config.data, config.model.codec, config.flow.dropout
-    latent, full, c = k.kind == "sd3", v.temporal != "factorized", max(config.mesh.context, 1)
+    latent, full, c = k.kind != "pixels", v.temporal != "factorized", max(config.mesh.context, 1)
     accumulate, stride = config.optimizer.accumulate, k.factor * b.patch
     span = re.fullmatch(r"(\d{1,9}):(\d{1,9})", config.profile or "1:1")
     side, draws = d.size // stride, sum(stage.steps * (stage.data.batch or d.batch) for stage in config.stages)
     for okay, sentence in (
         (b.width % b.heads == 0, f"backbone.heads={b.heads} must divide backbone.width={b.width}"),
+        (
+            config.trains == "video" or (k.kind == "small" and d.source != "records"),
+            f"trains={config.trains} is for codec.kind=small and pictures, not {k.kind} and {d.source}",
+        ),
+        (
+            config.trains == "video" or config.watch_every == config.sample_every == 0,
+            "trains=codec leaves nothing to watch or sample; set watch_every=0 and sample_every=0",
+        ),
         (b.width % v.heads == 0, f"video.heads={v.heads} must divide backbone.width={b.width}"),
         ((b.width // v.heads) % 2 == 0, f"video.heads={v.heads} leaves heads of {b.width // v.heads}, which must be even"),
         (0 <= b.dual < b.blocks, f"backbone.dual={b.dual} must be below backbone.blocks={b.blocks}"),

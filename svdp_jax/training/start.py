@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.models.vae import PixelCodec
 from svdp_jax.training.step import WEIGHTS, Frozen, State, state_maker, stream
 from svdp_jax.weights import checkpoint
 from svdp_jax.weights.prompts import prompt_of
@@ -29,7 +30,8 @@ def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.
 
 
 def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:
-    """The codec's graph, and what is frozen, whole on every device."""
+    """The codec's graph, and what is frozen, whole on every device: no codec, where it is what learns."""
     whole = parallel.sharding(mesh)
-    graph, weights = nnx.split(checkpoint.load_codec(config.model.codec, config.dtype, whole))
+    codec = PixelCodec(1) if config.trains == "codec" else checkpoint.load_codec(config.model.codec, config.dtype, whole)
+    graph, weights = nnx.split(codec)
     return graph, Frozen(weights, jax.device_put(prompt_of(config), whole))
