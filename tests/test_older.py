@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import tiny_model
 from flax import nnx
+from safetensors.numpy import load_file
 
 from svdp_jax import config as configs
 from svdp_jax.models import layers

@@ -82,7 +82,7 @@ def filmed(key, pictures, difficulty):
 def compressed(pictures, step):
     """Pictures (f h w c) whose cosine transforms of 8 x 8 pixels are rounded to steps that grow with frequency, as in
     JPEG; of brightness and colours alike."""
-    rows = jnp.arange(8)
+    rows = jnp.arange(8.0)
     scale = jnp.sqrt(jnp.where(rows == 0, 1, 2) / 8)
     waves = jnp.cos(jnp.pi * (rows[:, None] + 0.5) * rows / 8) * scale  # i u
     blocks = rearrange(pictures, "f (y i) (x j) c -> f y x c i j", i=8, j=8)

@@ -349,7 +349,7 @@ def triple(key, frames, past, size, fps=FPS, self_driven=False, masked=True, dif
         key_hidden, key_film = jax.random.split(jax.random.fold_in(key, 1))
         parts = hard.hidden(key_hidden, frames, difficulty)
         hidden, driving = parts.any(0), hard.filmed(key_film, driving, difficulty)
-        seen = Regions(*(hard.coarse(part) * ~gone[:, None, None] for part, gone in zip(seen, parts)))
+        seen = Regions(*(jnp.where(gone[:, None, None], 0, hard.coarse(part)) for part, gone in zip(seen, parts)))
     return {"source": source[0], "past": before, "target": target,
             "driving": mask_driving(driving, seen) if masked else driving, "hidden": hidden,
             "motion": motion, "identity": identity, "driver": driver}  # fmt: skip
