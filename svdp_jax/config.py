@@ -18,7 +18,6 @@ Pictures and latents add y, x for rows and columns where h is taken by heads.
 
 import dataclasses
 import itertools
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -26,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from svdp_jax.errors import UserError
+from svdp_jax.values import consistent
 from svdp_jax.values.declared import (
     FREE,
     Amount,
@@ -43,10 +43,7 @@ from svdp_jax.values.declared import (
     Steps,
     Whole,
     build,
-    shown,
 )  # fmt: skip
-
-SLICE = r"(v\d\w*:\d+(x\d+){1,2})?"  # of TPUs
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,12 @@ class Video:
 
 @dataclass(frozen=True)
 class Codec:
-    """Pictures to latents. `pixels` is exact (space to depth), `sd3` is the SD3 autoencoder."""
+    """Pictures to latents. `pixels` is exact (space to depth), `sd3` the SD3 autoencoder, `small` one of a million
+    parameters that comes with the package."""
 
-    kind: Literal["pixels", "sd3"] = "sd3"
+    kind: Literal["pixels", "sd3", "small"] = "sd3"
     factor: Few = 8  # pixels per latent row
-    weights: str = ""  # folder of the converted autoencoder
+    weights: str = ""  # folder of the autoencoder; of `small`, empty means the one that comes with the package
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,13 @@ def toy() -> Model:
     )
 
 
+def miniature() -> Model:
+    """The toy at 128x128: latents of a codec that learned the drawn world in place of pixels, as many tokens a frame."""
+    model = toy()
+    backbone = dataclasses.replace(model.backbone, channels=16, patch=4)
+    return dataclasses.replace(model, backbone=backbone, codec=Codec(kind="small"))
+
+
 @dataclass(frozen=True)
 class Data:
     source: Literal["toy", "videos", "records"] = "toy"
@@ -136,6 +141,7 @@ class Data:
     frames: Few = 4
     past: Whole = 1
     batch: Count = 16  # examples per step, over all devices
+    difficulty: Share = 0.0  # of the toy world: what a driver's frame does not tell, and poor pictures (toy/hard.py)
     masked: bool = True  # whether of the driver only eyes, nose and mouth are seen; False for toy drivers only
     threads: Annotated[Few, FREE] = 2  # that prepare examples
 
@@ -248,6 +254,7 @@ class Mesh:
 class Config:
     name: Annotated[str, FREE]
     model: Model
+    trains: Literal["video", "codec"] = "video"  # the network that learns: the video model, or its `small` codec
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     stages: tuple[Stage, ...] = (Stage(),)
@@ -341,63 +348,6 @@ def parse(arguments: list[str], values: flags.FlagValues) -> Config:
 
 def check(config: Config) -> None:
     """Raises UserError, naming field and fix, for fields that cannot work together, in any stage."""
-    check_one(config, "config.")
+    consistent.check(config, "config.")
     for number, staged in enumerate(by_stage(config)):
-        check_one(staged, f"config.stages[{number}].data: ")
-
-
-def check_one(config: Config, path: str) -> None:
-    b, v, d, k, chances = config.model.backbone, config.model.video, config.data, config.model.codec, config.flow.dropout
-    t = config.teaching
-    latent, full, c = k.kind == "sd3", v.temporal != "factorized", max(config.mesh.context, 1)
-    accumulate, stride = config.optimizer.accumulate, k.factor * b.patch
-    span = re.fullmatch(r"(\d{1,9}):(\d{1,9})", config.profile or "1:1")
-    side, draws = d.size // stride, sum(stage.steps * (stage.data.batch or d.batch) for stage in config.stages)
-    for okay, sentence in (
-        (b.width % b.heads == 0, f"backbone.heads={b.heads} must divide backbone.width={b.width}"),
-        (b.width % v.heads == 0, f"video.heads={v.heads} must divide backbone.width={b.width}"),
-        ((b.width // v.heads) % 2 == 0, f"video.heads={v.heads} leaves heads of {b.width // v.heads}, which must be even"),
-        (0 <= b.dual < b.blocks, f"backbone.dual={b.dual} must be below backbone.blocks={b.blocks}"),
-        (d.size % stride == 0, f"data.size={d.size} must be a multiple of {stride} (codec x patch)"),
-        (3 * side <= b.table, f"three pictures of data.size={d.size} do not fit side by side in backbone.table={b.table}"),
-        (d.masked or d.source == "toy", f"data.masked=False is for data.source=toy, not {d.source}"),
-        (re.fullmatch(r"(?!\.\.?$)[^/]{1,200}", config.name), f"name={shown(config.name)} must name a folder"),
-        (re.fullmatch(SLICE, config.topology), f"topology={shown(config.topology)} must be empty or a slice such as v4:2x2x4"),
-        (0 not in dataclasses.astuple(config.mesh), "mesh must have -1 or at least 1 device along each axis, not 0"),
-        (draws + d.batch < 1 << 31, f"stages of {draws} examples are more than the {1 << 31} there are; lower data.batch"),
-        (0 <= d.past <= d.frames, f"data.past={d.past} must lie between 0 and data.frames={d.frames}"),
-        (d.batch % accumulate == 0, f"optimizer.accumulate={accumulate} must divide data.batch={d.batch}"),
-        (d.frames % c == d.past % c == 0, f"mesh.context={c} must divide data.frames={d.frames} and data.past={d.past}"),
-        (full or side**2 % c == 0, f"mesh.context={c} must divide the {side**2} tokens of a frame, or video.temporal be full"),
-        (
-            v.scheme != "heads" or v.heads % c == 0,
-            f"mesh.context={c} must divide video.heads={v.heads}, or video.scheme be ring",
-        ),
-        (span and 1 <= int(span[1]) <= int(span[2]), f"profile={config.profile} must be START:STOP, steps from 1 on, as 10:12"),
-        (v.scheme != "ring" or full, "video.scheme=ring is for video.temporal=full"),
-        (
-            not (config.backbone and (config.start or config.teacher)),
-            f"start={config.start or config.teacher} brings a backbone; leave {config.backbone} away",
-        ),
-        (
-            bool(config.teacher) == any(stage.kind == "path" for stage in config.stages) <= config.model.told,
-            "teacher must be named where stages are of the kind path, and model.told be True, and nowhere else",
-        ),
-        (
-            all(stage.path % calls == 0 for stage in config.stages for calls in stage.calls if stage.kind == "path"),
-            "stages: each of `calls` must divide `path`",
-        ),
-        (
-            all(len(pair) == 2 and pair[0] <= pair[1] for pair in (t.source, t.driving, t.past)),
-            "teaching must have a least and a most guidance weight for source, driving and past",
-        ),
-        (
-            not config.model.told or config.sampling.shift == config.flow.shift,
-            f"sampling.shift must be {config.flow.shift}, flow.shift, by which a told network learned its steps",
-        ),
-        (len(config.stages) > 0, "stages must name at least one stage"),
-        (len(chances) == 4 and abs(sum(chances) - 1) < 1e-6, "flow.dropout must be four probabilities that sum to 1"),
-        (latent or b.channels == 3 * k.factor**2, f"backbone.channels={b.channels} must be 3 x codec.factor² for pixels"),
-    ):
-        if not okay:
-            raise UserError(f"{path}{sentence}.")
+        consistent.check(staged, f"config.stages[{number}].data: ")

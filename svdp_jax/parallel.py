@@ -28,6 +28,7 @@ STACK = r"(image\.)?(dual|plain|last)|video_(dual|plain|last)"
 PARAMETERS = (
     (rf"({STACK})\..*\.?kernel", ("layers", "in", "out")),
     (rf"({STACK})\..*\.?(bias|scale)", ("layers", "out")),
+    (r"(encoder|decoder)\..*\.?kernel", (None, None, None, "out")),  # of convolutions, small and whole everywhere
     (r".*\.?kernel", ("in", "out")),
     (r".*\.?(bias|scale)", ("out",)),
     (r".*pos_embed\.line", ("out", "out")),
@@ -136,7 +137,7 @@ def parameter_shardings(state, mesh: jax.sharding.Mesh):
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def parameter_dimensions(path: tuple, leaf) -> tuple[str, ...]:
+def parameter_dimensions(path: tuple, leaf) -> tuple[str | None, ...]:
     if leaf.ndim == 0:
         return ()
     name = parameter_name(path)

@@ -111,7 +111,7 @@ def plan_train(config: configs.Config, chip: Chip, mesh) -> dict:
 
 def left_out(config: configs.Config) -> str:
     """What the expected train step says nothing about."""
-    encodes = config.data.source != "records" and config.model.codec.kind == "sd3"
+    encodes = config.data.source != "records" and config.model.codec.kind != "pixels"
     return "the autoencoder, which encodes every batch: records hold its latents" if encodes else ""
 
 

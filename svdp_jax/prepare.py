@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     add("--pairs", choices=["self", *work.MAKERS],
         help="who drives: another person by LivePortrait (default), the clip itself, or a drawn person")  # fmt: skip
     add("--pair-weights", metavar="DIR", help="converted LivePortrait weights")
-    add("--codec", metavar="DIR", help="converted autoencoder, or pixels:FACTOR for the toy model")
+    add("--codec", metavar="DIR", help="converted autoencoder, small for the one that comes with the package, or pixels:FACTOR")
     add("--export", choices=["triplets"],
         help="in place of the last stage: pictures and videos of every pair, and triplets.jsonl, for other trainers")  # fmt: skip
     add("--caption", default="a person is talking", metavar="TEXT", help="of all triplets (default %(default)r)")
@@ -210,6 +210,8 @@ def codec_of(choice: str | None) -> configs.Codec | None:
     kind, _, factor = choice.partition(":")
     if kind == "pixels" and factor.isdigit():
         return configs.Codec("pixels", int(factor))
+    if choice == "small":
+        return configs.Codec("small")
     return configs.Codec(weights=choice)
 
 
@@ -241,7 +243,7 @@ def check(settings: jobs.Settings, names: list[str], export: str | None = None) 
         if not settings.pair_weights:
             raise UserError(NO_PAIRS)
         checkpoint.about(Path(settings.pair_weights))
-    if "encode" in names and settings.codec.kind != "pixels":
+    if "encode" in names and settings.codec.kind == "sd3":
         if not settings.codec.weights:
             raise UserError(NO_CODEC)
         checkpoint.about(Path(settings.codec.weights))

@@ -202,7 +202,7 @@ def test_an_exported_model_is_the_model(trained, engine, tmp_path, monkeypatch):
         "manifest.json",
         "metrics.jsonl",
         "results.md",
-        shipped.ARRAYS,
+        checkpoint.EXPORTED,
     }
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "toy")
     loaded = Animator.load().engine
@@ -210,7 +210,7 @@ def test_an_exported_model_is_the_model(trained, engine, tmp_path, monkeypatch):
     for a, b in zip(jax.tree.leaves(loaded.state), jax.tree.leaves(engine.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=2**-11, atol=1e-7)  # it is stored in float16
         assert a.dtype == b.dtype
-    arrays = tmp_path / "toy" / shipped.ARRAYS
+    arrays = tmp_path / "toy" / checkpoint.EXPORTED
     arrays.write_bytes(arrays.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match="damaged"):
         Animator.load()

@@ -141,7 +141,7 @@ def test_bad_input_is_one_sentence_and_the_page_lives_on(caller, drawn, tmp_path
 
 
 def test_only_what_visitors_gave_or_got_is_served(served):
-    weights = shipped.FOLDER / shipped.ARRAYS
+    weights = shipped.FOLDER / checkpoint.EXPORTED
     assert weights.is_file()
     for path in (
         "/etc/passwd",

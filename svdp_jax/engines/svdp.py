@@ -67,7 +67,7 @@ class SVDPEngine:
     def load(cls, folder=None) -> "SVDPEngine":
         """Of what `shipped.find` names; UserError where that is no trained model."""
         folder = shipped.find(folder)
-        config, model = shipped.load(folder)
+        config, model = checkpoint.load_model(folder)
         codec = checkpoint.load_codec(config.model.codec, config.dtype)
         return cls(config, model, codec, shipped.fingerprint(folder))
 

@@ -132,7 +132,7 @@ def _shards(g: Given) -> list[Job]:
     s, out = g.settings, g.out
     found = left.paired(out, left.masked(out, left.clips(out, g.sources)))
     parts = [[found[i] for i in part] for part in encode.shards([clip.count for clip, _ in found])]
-    mark = encode.codec_mark(s.codec.kind, s.codec.factor, s.codec.weights)
+    mark = encode.codec_mark(s.codec)
     made = []
     for number, part in enumerate(parts):
         shard = Shard(number, [clip for clip, _ in part])
@@ -166,7 +166,7 @@ def write_manifest(g: Given, shards: list[Job]) -> None:
     encode.write_json(folder / encode.MANIFEST, {
         "kind": "svdp_jax records", "size": g.settings.size, "frames": first, "clips": entries,
         "latents": whole[0]["latents"],
-        "codec": encode.codec_mark(codec.kind, codec.factor, codec.weights),
+        "codec": encode.codec_mark(codec),
         "shards": files,
         "licences": {licence: sum(e["licence"] == licence for e in entries) for licence in licences},
         "versions": {name: ", ".join(sorted({about["versions"][name] for about in whole})) for name in work.versions()},

@@ -53,7 +53,7 @@ def fingerprint(config: configs.Config) -> dict:
             shipped.find(None if config.teacher == "shipped" else config.teacher) if config.teacher else None
         ),
         "backbone": weights_mark(Path(config.backbone) if config.backbone else None),
-        "codec": weights_mark(Path(config.model.codec.weights) if config.model.codec.weights else None),
+        "codec": weights_mark(checkpoint.codec_folder(config.model.codec) if config.trains == "video" else None),
         "code": code(Path(__file__).parents[1]),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),

@@ -20,7 +20,7 @@ from svdp_jax.errors import UserError
 from svdp_jax.files import in_bucket, read_manifest
 from svdp_jax.media import video
 from svdp_jax.models.mmdit import MMDiT
-from svdp_jax.models.svdp import SVDP
+from svdp_jax.models.small_vae import SmallAutoencoder
 from svdp_jax.models.vae import Autoencoder
 from svdp_jax.training import identity, records, runs
 from svdp_jax.weights import checkpoint
@@ -28,6 +28,7 @@ from svdp_jax.weights.prompts import load_prompt
 
 LOOKED_AT = 3  # videos of a folder; to read all of them would take longer than a start may
 MOMENTS = 2  # of AdamW, each as large as the weights
+CODEC_KINDS = {"sd3": Autoencoder, "small": SmallAutoencoder}
 SPARE = 1.1  # of the disk, beside what is known to be written
 logger = logging.getLogger(__name__)
 
@@ -128,34 +129,36 @@ def undivided(d: configs.Data, accumulate: int, mesh: jax.sharding.Mesh) -> Iter
             yield f"config.data.{name}={count} does not divide over mesh.context={mesh.shape['context']}; change one."
 
 
-def abstract_model(config: configs.Config) -> SVDP:
-    """The network with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0)))
+def abstract_model(config: configs.Config) -> nnx.Module:
+    """The network that learns, with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: checkpoint.fresh_network(config, nnx.Rngs(0)))
 
 
 def weights(config: configs.Config) -> Iterator[str]:
     """Folders of weights that are absent, cut off, or another network's."""
     if config.start:
-        make = lambda: SVDP(config.model, nnx.Rngs(0))
+        make = lambda: checkpoint.fresh_network(config, nnx.Rngs(0))
         yield from folder_of(checkpoint.model_folder(Path(config.start)), "config.start", make, "svdp_jax.train")
     if config.teacher not in ("", "shipped"):
-        untold = dataclasses.replace(config.model, told=False)
-        make = lambda: SVDP(untold, nnx.Rngs(0))
+        untold = dataclasses.replace(config, model=dataclasses.replace(config.model, told=False))
+        make = lambda: checkpoint.fresh_network(untold, nnx.Rngs(0))
         yield from folder_of(checkpoint.model_folder(Path(config.teacher)), "config.teacher", make, "svdp_jax.train")
     if config.backbone:
         make = lambda: MMDiT(config.model.backbone, nnx.Rngs(0))
         yield from folder_of(config.backbone, "config.backbone", make)
     codec = config.model.codec
-    if codec.kind == "sd3" and not codec.weights:
+    if codec.kind == "pixels" or config.trains == "codec":
+        return
+    if not checkpoint.codec_folder(codec):
         yield "config.model.codec.weights must name the folder of the converted autoencoder."
-    elif codec.kind == "sd3":
-        yield from autoencoder(config)
+        return
+    yield from autoencoder(config)
 
 
 def autoencoder(config: configs.Config) -> Iterator[str]:
     """A folder of another network, or of an autoencoder with other latents; its widths are its own."""
     codec, channels = config.model.codec, config.model.backbone.channels
-    found = list(folder_of(codec.weights, "config.model.codec.weights", lambda: abstract_codec(codec)))
+    found = list(folder_of(checkpoint.codec_folder(codec), "config.model.codec.weights", lambda: abstract_codec(codec)))
     yield from found
     if not found and (abstract_codec(codec).factor, abstract_codec(codec).channels) != (codec.factor, channels):
         yield (
@@ -165,10 +168,12 @@ def autoencoder(config: configs.Config) -> Iterator[str]:
         )
 
 
-def abstract_codec(codec: configs.Codec) -> Autoencoder:
-    network = checkpoint.abstract_network(Path(codec.weights))
-    if not isinstance(network, Autoencoder):
-        raise UserError(f"config.model.codec.weights={codec.weights} holds no autoencoder; name the right folder.")
+def abstract_codec(codec: configs.Codec) -> Autoencoder | SmallAutoencoder:
+    network = checkpoint.abstract_network(checkpoint.codec_folder(codec) or Path())
+    if not isinstance(network, CODEC_KINDS[codec.kind]):
+        raise UserError(
+            f"config.model.codec.weights={codec.weights} holds no autoencoder of kind {codec.kind}; name the right folder."
+        )
     return network
 
 
@@ -185,7 +190,7 @@ def folder_of(name, field: str, make, maker: str = "convert") -> Iterator[str]:
                 yield f"{folder / file} is missing or cut off; make or fetch {folder} again."
                 return
         wanted = checkpoint.named(nnx.state(nnx.eval_shape(make)))
-        faults = checkpoint.misfits(wanted, checkpoint.stored_arrays(folder / "params"))
+        faults = checkpoint.misfits(wanted, checkpoint.stored_shapes(folder))
         if faults:
             yield f"{field}={name} does not fit config.model: {'; '.join(faults)}; name the right folder."
     except UserError as error:

@@ -130,7 +130,7 @@ def toy_example(config: configs.Config, cache: Path):
         key, key_pace = jax.random.split(key)
         fps = person.FPS * SLOWEST ** jax.random.uniform(key_pace)
         self_driven = jnp.array(own)[jnp.searchsorted(jnp.array(ends), index, side="right")]
-        return world.triple(key, data.frames, data.past, data.size, fps, self_driven, data.masked)
+        return world.triple(key, data.frames, data.past, data.size, fps, self_driven, data.masked, data.difficulty)
 
     cpu = jax.local_devices(backend="cpu")[0]
 
@@ -250,7 +250,7 @@ def open_records(config: configs.Config) -> Records:
     """UserError where the records are not whole, or are for another codec or size."""
     data, codec = config.data, config.model.codec
     folder, manifest = encode.read_manifest(Path(data.path))
-    wanted = {"size": data.size, "codec": encode.codec_mark(codec.kind, codec.factor, codec.weights)}
+    wanted = {"size": data.size, "codec": encode.codec_mark(codec)}
     for name, value in wanted.items():
         if manifest[name] != value:
             raise UserError(f"{folder} was prepared with {name} {manifest[name]}, but the config says {value}.")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.models.vae import PixelCodec
 from svdp_jax.training.step import WEIGHTS, Frozen, State, state_maker, stream
 from svdp_jax.weights import checkpoint, shipped
 from svdp_jax.weights.prompts import prompt_of
@@ -33,16 +34,17 @@ def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.
 
 
 def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:
-    """The codec's graph, and what is frozen, whole on every device."""
+    """The codec's graph, and what is frozen, whole on every device: no codec, where it is what learns."""
     whole = parallel.sharding(mesh)
-    graph, weights = nnx.split(checkpoint.load_codec(config.model.codec, config.dtype, whole))
+    codec = PixelCodec(1) if config.trains == "codec" else checkpoint.load_codec(config.model.codec, config.dtype, whole)
+    graph, weights = nnx.split(codec)
     teacher = load_teacher(config, config.dtype, mesh) if config.teacher else None
     return graph, Frozen(weights, jax.device_put(prompt_of(config), whole), teacher)
 
 
 def load_teacher(config: configs.Config, dtype: str, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
     """Its graph and weights, laid out as parameters are."""
-    _, network = shipped.load(shipped.find(None if config.teacher == "shipped" else config.teacher))
+    _, network = checkpoint.load_model(shipped.find(None if config.teacher == "shipped" else config.teacher))
     graph, state = nnx.split(network)
     state = jax.tree.map(lambda weight: weight.astype(dtype), state)
     return graph, jax.device_put(state, parallel.parameter_shardings(state, mesh))

@@ -19,9 +19,8 @@ from flax import nnx
 from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.faces import face
-from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import encode_frames
-from svdp_jax.training import distill
+from svdp_jax.training import distill, reconstruction
 from svdp_jax.weights import checkpoint
 
 # Streams of random numbers, apart from one another and from the examples, whose indices are smaller.
@@ -67,10 +66,10 @@ def state_maker(config: configs.Config, mesh: jax.sharding.Mesh):
 
     The optimizer's moments lie as their weights do.
     """
-    graph = nnx.graphdef(nnx.eval_shape(lambda: SVDP(config.model, nnx.Rngs(0))))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: checkpoint.fresh_network(config, nnx.Rngs(0))))
 
     def make(key):
-        _, weights, constants = nnx.split(SVDP(config.model, nnx.Rngs(key)), nnx.Param, ...)
+        _, weights, constants = nnx.split(checkpoint.fresh_network(config, nnx.Rngs(key)), nnx.Param, ...)
         average = jax.tree.map(jnp.copy, weights)
         optimizer = make_optimizer(config).init(weights)
         return State(jnp.zeros((), jnp.int32), weights, average, constants, optimizer)
@@ -159,13 +158,16 @@ def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Grap
     return batch_loss
 
 
+MAKERS = {"video": make_loss, "codec": reconstruction.make_loss}  # of losses, by what a run trains
+
+
 def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
     """The step: (state, frozen, batch of uint8 pictures) to (state, metrics), jitted, donating the state.
 
     Where the loss or a gradient is not finite, nothing of the state changes but its step.
     """
     optimizer, o = make_optimizer(config), config.optimizer
-    gradient = jax.value_and_grad(make_loss(config, graph, codec_graph))
+    gradient = jax.value_and_grad(MAKERS[config.trains](config, graph, codec_graph))
     ends = np.array(configs.stage_ends(config))
 
     @partial(jax.jit, donate_argnums=0)
@@ -181,7 +183,10 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
         micros = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=o.accumulate), batch)
         zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.weights)
         keys = jax.random.split(key, o.accumulate)
-        (value, gradients), _ = jax.lax.scan(accumulate, zeros, (micros, keys))
+        if o.accumulate > 1:
+            (value, gradients), _ = jax.lax.scan(accumulate, zeros, (micros, keys))
+        else:  # in no loop, as there XLA makes convolutions some thirty times slower on a CPU
+            (value, gradients), _ = accumulate(zeros, jax.tree.map(lambda x: x[0], (micros, keys)))
         directions, moments = optimizer.update(gradients, state.optimizer, state.weights)
         now = jnp.asarray(rate(config)(state.step))
         updates = jax.tree.map(lambda d: -now * d, directions)

@@ -57,7 +57,7 @@ def moments(x: np.ndarray) -> dict[str, float]:
 
 def pictures(clips: int, **changes) -> np.ndarray:
     """What the shipped model makes of unseen clips, with a config changed so: b f y x c."""
-    config, model = shipped.load(shipped.find())
+    config, model = checkpoint.load_model(shipped.find())
     config = dataclasses.replace(config, **changes)
     engine = SVDPEngine(config, model, checkpoint.load_codec(config.model.codec))
     return toy_score.generate(engine, toy_score.unseen_clips(config.data, clips)).astype(np.float64)
