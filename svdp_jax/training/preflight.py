@@ -21,7 +21,6 @@ from svdp_jax.files import in_bucket, read_manifest
 from svdp_jax.media import video
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.small_vae import SmallAutoencoder
-from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import Autoencoder
 from svdp_jax.training import identity, records, runs
 from svdp_jax.weights import checkpoint
