@@ -11,9 +11,15 @@ from flax import nnx
 from torch_reference import assert_close, library
 
 import convert.__main__ as command
+from svdp_jax.config import Transfer
+from svdp_jax.engines.liveportrait import LivePortraitEngine
+from svdp_jax.faces import face, follow, scene
+from svdp_jax.faces.driving import DrivingFrame
+from svdp_jax.media import video
+from svdp_jax.media.images import read_image
 from svdp_jax.models import keypoints, volume
 from svdp_jax.models.keypoints import Motion
-from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
+from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig, grid
 from svdp_jax.weights.checkpoint import load_network
 
 SMALL = LivePortraitConfig(
@@ -169,6 +175,51 @@ def test_whole_path(ours, theirs, relative):
     assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.std()
 
 
+OPENING = np.float32([0.3, 0.28, 0.1])
+USES = {
+    "relative": ({}, {}),
+    "absolute": ({"motion": "absolute"}, {"relative": False}),
+    "later": ({"first_frame": 2, "driving_multiplier": 0.7}, {"first": 2, "multiplier": 0.7}),
+    "expression": ({"animation_region": "exp"}, {"region": "exp"}),
+    "lips, absolute": ({"animation_region": "lip", "motion": "absolute"}, {"region": "lip", "relative": False}),
+    "opened": ({"eye_retargeting": 0.4, "lip_retargeting": 0.2}, {"eyes": 0.4, "lips": 0.2, "opening": OPENING}),
+    "opened, absolute": (
+        {"eye_retargeting": 0.1, "motion": "absolute"}, {"eyes": 0.1, "opening": OPENING, "relative": False}
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(weights):
+    return LivePortraitEngine.load(weights)
+
+
+@pytest.mark.parametrize("name", USES)
+def test_the_whole_way_of_a_real_picture(engine, theirs, portraits, name):
+    """Crops, motion, retargeting, stitching, networks and the soft rim: every pixel within 2 of 255."""
+    import liveportrait_reference as reference
+
+    ours_does, theirs_does = USES[name]
+    picture, framing = read_image(portraits / "s9.jpg"), engine.framing
+    frames = [frame.image for frame in video.read_frames(portraits / "d18.mp4", 80, 126)][::15]
+    seen, driver = follow.one(picture), scene.watched(frames, framing)
+    middles = lambda f: [(z.real, z.imag) for z in ((f.left_eye + f.right_eye) / 2, f.mouth)]
+    here = reference.placed(*middles(seen), 2.3, -0.125, True)
+    mean = face.Face(*(np.mean(values) for values in driver.track.faces[:7]))
+    there = reference.placed(*middles(mean), 2.2, -0.1, False)
+    crop = reference.source_crop(picture, here)
+    crops = [reference.driving_crop(f, there) for f in frames]
+    made, usual = (reference.animated(theirs, crop, crops, **options) for options in (theirs_does, {}))
+    place = framing.place(seen)
+    source = DrivingFrame(*[framing.cut(picture, place)] * 2, opening=OPENING)
+    found = list(engine.play(source, driver.frames(), driver.frames, transfer=Transfer(**ours_does)))
+    for ours, expected in zip(found, made, strict=True):
+        assert np.abs(ours - expected).max() <= 2
+        back, wanted = framing.paste(picture, place, ours), reference.pasted(picture, here, np.uint8(np.round(expected)))
+        assert np.abs(back - wanted).max() <= 2
+    assert name == "relative" or np.abs(made - usual).max() > 4  # so that the option is put to the test
+
+
 # Keypoints
 
 
@@ -224,6 +275,18 @@ def test_sampler_equals_grid_sample(shape):
     places[0, 0, 0, :, 0], places[0, 0, 1, :, 1] = special[:6], special[-6:]
     expected = torch.nn.functional.grid_sample(first(volumes), torch.from_numpy(places), align_corners=False)
     np.testing.assert_allclose(jax.jit(volume.sample)(volumes, places), last(expected), atol=2e-6)
+
+
+def test_a_shifted_grid_is_sampled_like_any_other():
+    torch, shape = library("torch"), (2, 3, 5, 4)
+    volumes, shifts = normal(*shape, 3), np.random.default_rng(1).uniform(-2.5, 2.5, (2, 6, 3)).astype(np.float32)
+    shifts[:, 0] = 0
+    cells = np.asarray(grid(shape[1:], np.float32))
+    places = cells[:, :, :, None] + shifts[:, None, None, None]  # b z y x k 3
+    flat = torch.from_numpy(rearrange(places, "b z y x k i -> b z y (x k) i").copy())
+    expected = last(torch.nn.functional.grid_sample(first(volumes), flat, align_corners=False)).numpy()
+    found = np.asarray(jax.jit(volume.sample_shifted)(volumes, cells, shifts))
+    np.testing.assert_allclose(rearrange(found, "b z y x k c -> b z y (x k) c"), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("kernel, depth", [(1, 4), (3, 4), (7, 4), (7, 2), (3, 1)])

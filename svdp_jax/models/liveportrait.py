@@ -21,7 +21,7 @@ from flax import nnx
 from svdp_jax.models import keypoints
 from svdp_jax.models.keypoints import KEYPOINTS, Motion
 from svdp_jax.models.vae import conv, in_turn
-from svdp_jax.models.volume import Conv3d, convolve_enlarged, sample
+from svdp_jax.models.volume import Conv3d, convolve_enlarged, sample, sample_shifted
 
 BINS = 66  # of three degrees each, in which angles are told
 HEAT = 0.01  # variance of a keypoint's spot
@@ -209,16 +209,15 @@ class DenseMotion(nnx.Module):
     def __call__(self, volumes, source, driven) -> tuple[jax.Array, jax.Array]:
         """volumes: b z y x c. source, driven: b k 3. Returns places b z y x 3 to sample, seen b y x 1."""
         cells = grid(volumes.shape[1:4], volumes.dtype)  # z y x 3
-        flows = cells[..., None, :] + (source - driven)[:, None, None, None]  # b z y x k 3
-        still = jnp.broadcast_to(cells[..., None, :], (*flows.shape[:-2], 1, 3))
-        flows = jnp.concatenate([still, flows], -2)
+        shifts = jnp.pad(source - driven, ((0, 0), (1, 0), (0, 0)))  # b k 3, the first standing still
+        shifts = jnp.broadcast_to(shifts, (len(volumes), *shifts.shape[1:]))
         small = jax.nn.relu(self.norm(self.compress(volumes)))  # b z y x c
         heat = spots(cells, driven) - spots(cells, source)  # b z y x k
         heat = jnp.pad(heat, ((0, 0),) * 4 + ((1, 0),))
-        tried = jnp.concatenate([heat[..., None], sample(small, flows)], -1)
+        tried = jnp.concatenate([heat[..., None], sample_shifted(small, cells, shifts)], -1)
         x = self.hourglass(rearrange(tried, "b z y x k c -> b z y x (k c)"))
         shares = jax.nn.softmax(self.mask(x), -1)  # b z y x k
-        places = (shares[..., None] * flows).sum(-2)  # b z y x 3
+        places = cells + jnp.einsum("bzyxk,bki->bzyxi", shares, shifts)  # as the shares' sum is one
         seen = self.occlusion(rearrange(x, "b z y x c -> b y x (c z)"))
         return places, jax.nn.sigmoid(seen)
 
