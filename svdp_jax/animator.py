@@ -132,7 +132,7 @@ class Animator:
         """
         arguments.check(source=source, drop=drop, face=face, source_crop=source_crop, driving_crop=driving_crop)
         _, making = self.sorted(paste_back=paste_back, compare=False, **options)
-        framing, size = self.engine.framing, making.get("segment") or self.engine.data.frames
+        framing, size = self.engine.framing, self.engine.pace(**making)[0]
         picture, place, portrait = scenes.portrait(source, framing, face, source_crop)
         frames = live.driver(driving, framing, driving_face, driving_crop == "none")
         with contextlib.closing(Arriving(frames, size, drop)) as arriving:

@@ -12,7 +12,7 @@ from torch_reference import assert_close, library
 
 import convert.__main__ as command
 from svdp_jax.config import Transfer
-from svdp_jax.engines.liveportrait import LivePortraitEngine
+from svdp_jax.engines.liveportrait import LivePortraitEngine, computing_in, draw
 from svdp_jax.faces import face, follow, scene
 from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.media import video
@@ -218,6 +218,18 @@ def test_the_whole_way_of_a_real_picture(engine, theirs, portraits, name):
         back, wanted = framing.paste(picture, place, ours), reference.pasted(picture, here, np.uint8(np.round(expected)))
         assert np.abs(back - wanted).max() <= 2
     assert name == "relative" or np.abs(made - usual).max() > 4  # so that the option is put to the test
+
+
+def test_bfloat16_is_near(engine):
+    """As accelerators compute; places are not told in it, so that nothing moves."""
+    picture = np.round(255 * pictures(1)[0]).astype(np.uint8)
+    known, batches = engine.reenact(DrivingFrame(picture, picture), [DrivingFrame(picture[::-1], picture)])
+    (made,) = batches
+    state = computing_in(engine.state, jnp.bfloat16)
+    found = draw(engine.graph, state, known, jnp.asarray(made.asked), jnp.asarray(made.driver))
+    assert {x.dtype for x in jax.tree.leaves(state["generator"])} == {jnp.bfloat16}
+    away = np.abs(np.asarray(found.pictures, int) - made.pictures)
+    assert 0 < away.mean() < 1.5 and away.max() < 40
 
 
 # Keypoints

@@ -24,6 +24,7 @@ class Engine(Protocol):
     data: configs.Data  # that it was trained on; the usual where this is unknown
     options: tuple[str, ...]  # what `play` takes by name
     flags: tuple[str, ...]  # what the command says of it
+    still: bool  # whether there is something to make of a picture without a driver
 
     @property
     def play(self) -> Callable[..., Iterator[Any]]:
@@ -35,6 +36,11 @@ class Engine(Protocol):
     @property
     def chosen(self) -> Callable[..., dict[str, Any]]:
         """(**flags): options of `play` from those that the command was given."""
+        ...
+
+    @property
+    def pace(self) -> Callable[..., tuple[int, int]]:
+        """(**options): how many frames are made at once, in how many `Step`s."""
         ...
 
     def recorded(self, driving) -> Any:

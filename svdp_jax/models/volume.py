@@ -87,7 +87,7 @@ def sample(volumes: jax.Array, places: jax.Array) -> jax.Array:
     position = ((places + 1) * size.astype(places.dtype) - 1) / 2
     position = position.clip(-1, size.astype(places.dtype))  # beyond, all is zero
     low = jnp.minimum(jnp.floor(position), (size - 1).astype(places.dtype))
-    part = position - low
+    part = (position - low).astype(volumes.dtype)
     x, y, z = jnp.moveaxis(low.astype(jnp.int32) + 1, -1, 0)
     rows = (z * (size[1] + 1) + y) * (size[0] + 1) + x
     found = jax.vmap(lambda table, row: jnp.take(table, row, axis=0, mode="clip"))(corners(volumes), rows)
@@ -104,7 +104,10 @@ def sample_shifted(volumes: jax.Array, cells: jax.Array, shifts: jax.Array) -> j
     gather, and a 20th of its time on a CPU.
     """
     axes = cells[0, 0, :, 0], cells[0, :, 0, 1], cells[:, 0, 0, 2]
-    x, y, z = (weights(axis + shifts[..., i, None], size) for i, (axis, size) in enumerate(zip(axes, volumes.shape[3:0:-1])))
+    x, y, z = (
+        weights(axis + shifts[..., i, None], size).astype(volumes.dtype)
+        for i, (axis, size) in enumerate(zip(axes, volumes.shape[3:0:-1]))
+    )
     out = jnp.einsum("bkxi,bzyic->bkzyxc", x, volumes)
     out = jnp.einsum("bkyi,bkzixc->bkzyxc", y, out)
     return jnp.einsum("bkzi,bkiyxc->bzyxkc", z, out)
