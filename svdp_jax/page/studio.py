@@ -211,8 +211,9 @@ def preview(scene: scenes.Scene) -> str:
     views = [framed(scene.picture, scene.framing.corners(scene.place)), scene.source.crop]
     names = ["The picture, its crop framed", "The crop of the picture"]
     for number, frame in enumerate(frames):
-        views += [frame.crop, frame.masked]
-        names += [f"Frame {number * apart + 1} of the driver", "What is seen of it: eyes, nose and mouth"]
+        seen = scene.views(frame)
+        views += seen
+        names += [f"Frame {number * apart + 1} of the driver", "What is seen of it: eyes, nose and mouth"][: len(seen)]
     shown = "".join(map(picture, views, names))
     bridged = "".join(f" No face in frames {a} to {b}: bridged." for a, b in faces.missing(scene.driver.track))
     about = f"{scene.driver.info.frames} frames, {float(scene.driver.info.fps):.5g} per second.{bridged}"
