@@ -19,6 +19,7 @@ from svdp_jax.animator import Animator
 from svdp_jax.config import ALIKE, AS_DRIVEN, Transfer
 from svdp_jax.engines import liveportrait
 from svdp_jax.engines.liveportrait import LivePortraitEngine
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces import landmarks, scene
 from svdp_jax.faces.driving import DrivingFrame
@@ -231,6 +232,23 @@ def test_a_still_picture_is_opened_on_the_page(weights, tmp_path, monkeypatch):
     plain = last()
     assert np.abs(last(open_eyes=True, eye_ratio=0.7) - plain).max() > 3
     assert np.abs(last(open_lips=True, lip_ratio=0.7) - plain).max() > 3
+
+
+def test_motion_is_not_kept_where_it_cannot_be(engine, tmp_path):
+    """Before the driver is looked at."""
+    film = tmp_path / "a.safetensors"
+    film.touch()
+    for output, driving, sentence in (
+        (film, film, "would replace the input"),
+        (tmp_path / "a.mp4", "b.mp4", "files that end in .safetensors"),
+        (tmp_path / "none" / "a.safetensors", "b.mp4", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            Animator(engine).record(output, driving)
+    other = object.__new__(SVDPEngine)
+    other.name, other.framing, other.fingerprint = "tiny", None, ""
+    with pytest.raises(UserError, match="motion alone is kept for LivePortrait"):
+        other.recorder(tmp_path / "b.safetensors")
 
 
 def test_an_option_out_of_its_range_is_a_sentence(weights, drawn, tmp_path, monkeypatch, capsys):

@@ -47,8 +47,9 @@ class Engine(Protocol):
         """A driver as it was given, or, of a file of motion that this engine has kept, a `scene.Recorded`."""
         ...
 
-    def record(self, output: Path, driver: Driver | Recorded) -> int:
-        """Keeps what this engine needs of a driver, for `recorded`; returns its frames. UserError where it keeps nothing."""
+    def recorder(self, output: Path) -> Callable[[Driver | Recorded], int]:
+        """What keeps in a file all that this engine needs of a driver, for `recorded`, and tells its frames. UserError,
+        before anything is looked at, where it keeps nothing or not there."""
         ...
 
     def compile(self) -> None:

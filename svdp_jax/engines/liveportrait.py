@@ -122,8 +122,9 @@ class LivePortraitEngine:
     def recorded(self, driving):
         return template.read(driving, self.fingerprint) if template.named(driving) else driving
 
-    def record(self, output: Path, driver: Driver | Recorded) -> int:
-        return template.write(output, self.moving(driver.frames()), driver.info.fps, self.fingerprint)
+    def recorder(self, output: Path) -> Callable[[Driver | Recorded], int]:
+        template.check(output)
+        return lambda driver: template.write(output, self.moving(driver.frames()), driver.info.fps, self.fingerprint)
 
     def moving(self, driving: Iterable[DrivingFrame]) -> Iterator[DrivingFrame]:
         """The frames with their motion in place of their pictures."""

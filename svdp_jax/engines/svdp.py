@@ -102,7 +102,7 @@ class SVDPEngine:
     def recorded(self, driving):
         return driving
 
-    def record(self, output, driver):
+    def recorder(self, output):
         raise UserError(f"{output}: {self.name} needs a driver's pictures; motion alone is kept for LivePortrait.")
 
     def compile(self) -> None:
