@@ -187,6 +187,7 @@ class Stage:
     calls: tuple[Few, ...] = (4,)
     path: Few = 28
     past: bool = False
+    own_past: Share = 0.0  # of the examples with past: the model's own frames in place of real ones (training/own_past.py)
     self_driven: bool = False
     rate: Rate = 1e-3  # peak learning rate
     final_rate: Annotated[float, Range(0, 10)] = 1e-4  # reached by a cosine at the end of the stage
