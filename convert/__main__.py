@@ -1,5 +1,10 @@
 """Weights in and out: PyTorch checkpoints to Flax and back, without PyTorch."""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import contextlib
 import errno

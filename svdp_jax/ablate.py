@@ -6,6 +6,11 @@ plots and pictures: does what the paper claims hold in the toy world, and by how
 any moment, the same command goes on; what is done is not done again.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import dataclasses
 import io
@@ -26,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from svdp_jax import config as configs
-from svdp_jax.animator import Animator
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.evaluation import metrics, report, toy_score
 from svdp_jax.files import write_whole
@@ -36,14 +41,17 @@ from svdp_jax.preparation.report import spread
 SEGMENTS = 10  # of a scored clip
 RESAMPLES = 500  # of clips, for intervals
 SHOWN = 8  # frames of the first clip in pictures
-CONTROL = ("yaw", "pitch", "gaze_x", "gaze_y", "blink", "mouth_open")  # their mean is `control`
 WEIGHTS = {"source": (0.5, 1.0, 2.0), "driving": (1.0, 1.4, 2.5), "past": (0.5, 1.4, 2.5)}  # of guidance
-MEANS = ("psnr", "identity_error", "leak", "flicker", "drift", "seams_seen")
+MEANS = ("psnr", "sharpness", "features", "identity_error", "leak", "flicker", "drift", "seams_seen")
 DRIFT = "drift in 100 frames, ‰"
 # The tables' columns: their digits, and how they are read from means over clips, and correlations by parameter.
 COLUMNS = {
     "PSNR, dB ↑": (2, lambda mean, control: mean["psnr"]),
-    "control ↑": (3, lambda mean, control: np.mean([control[name] for name in CONTROL])),
+    "control ↑": (3, lambda mean, control: np.mean([control[name] for name in toy_score.CONTROL])),
+    "sharpness ↑": (2, lambda mean, control: mean["sharpness"]),
+    "features ↓": (3, lambda mean, control: mean["features"]),
+    "hidden: PSNR, dB ↑": (2, lambda mean, control: mean["hidden"]["psnr"]),
+    "hidden: control ↑": (3, lambda mean, control: mean["hidden"]["control"]),
     "yaw ↑": (2, lambda mean, control: control["yaw"]),
     "blink ↑": (2, lambda mean, control: control["blink"]),
     "mouth ↑": (2, lambda mean, control: control["mouth_open"]),
@@ -57,12 +65,12 @@ COLUMNS = {
 
 def figures(scores: dict[str, np.ndarray]) -> np.ndarray:
     """The COLUMNS of some clips of one run."""
-    mean = {name: scores[name].mean() for name in MEANS}
+    mean = {name: scores[name].mean() for name in MEANS} | {"hidden": toy_score.where_hidden(scores)}
     control = toy_score.correlation(*toy_score.motions(scores))
     return np.array([read(mean, control) for _, read in COLUMNS.values()])
 
 
-loaded = lru_cache(maxsize=1)(Animator.load)  # one that is compiled scores all weights of guidance
+loaded = lru_cache(maxsize=1)(SVDPEngine.load)  # one that is compiled scores all weights of guidance
 unseen_clips = lru_cache(maxsize=2)(toy_score.unseen_clips)  # with masked drivers, and without
 
 
@@ -192,14 +200,14 @@ def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: fl
     guidance changed, if named. The videos lie beside it."""
     folder = study.folder(variant, seed) / (f"{weight}_{value:g}" if weight else "scores")
     path = folder / "scores.npz"
-    if not (path.exists() and len(load(path)["psnr"]) == study.clips):
+    if not (path.exists() and len(load(path)["psnr"]) == study.clips and load(path).keys() >= set(MEANS)):
         folder.mkdir(exist_ok=True)
-        animator = loaded(study.folder(variant, seed))
-        clips = clips_for(study, animator.config)
+        engine = loaded(study.folder(variant, seed))
+        clips = clips_for(study, engine.config)
         changed = {weight: value} if weight else {}
-        videos = toy_score.generate(animator, clips, dataclasses.replace(animator.config.sampling, **changed))
+        videos = toy_score.generate(engine, clips, dataclasses.replace(engine.config.sampling, **changed))
         save(folder / "videos.npz", {"videos": videos})
-        save(path, toy_score.measured(clips, videos, animator.config.data.frames))
+        save(path, toy_score.measured(clips, videos, engine.config.data.frames))
     return load(path)
 
 
@@ -253,7 +261,7 @@ def introduction(study: Study, config: configs.Config, base: list[dict]) -> str:
         f"(source, driving, past). Tables have means over seeds ± half the way between the seeds' extremes. Differences "
         f"have 95 % intervals from {RESAMPLES} draws of clips, the same for both sides; **bold** ones leave out zero and "
         f"have one sign with every seed. Repeating the source has {trivial:.2f} dB. "
-        f"Control is the mean correlation of {', '.join(CONTROL)}. A seam counts as seen where it flickers more than 95 % "
+        f"Control is the mean correlation of {', '.join(toy_score.CONTROL)}. A seam counts as seen where it flickers more than 95 % "
         f"of the other pairs of frames, so 5 % is chance. Repeat it with "
         f"`python -m svdp_jax.ablate {study.file} --seeds {' '.join(map(str, study.seeds))} --clips {study.clips}"
         f"{''.join(f' {flag}' for flag in study.flags)}`.\n"
@@ -261,8 +269,11 @@ def introduction(study: Study, config: configs.Config, base: list[dict]) -> str:
 
 
 def markdown(rows: dict[str, list[str]]) -> str:
-    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()])
+    """Without the columns that say nothing, as of hidden drivers where none is."""
+    columns = list(zip(COLUMNS, *rows.values()))
+    names, *cells = zip(*(column for column in columns if not all("nan" in cell for cell in column[1:])))
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | {' | '.join(row)} |" for name, row in zip(rows, cells)])
 
 
 def table(rows: dict[str, list[dict]]) -> str:

@@ -10,6 +10,11 @@ with --sign it also carries Content Credentials (C2PA) that tell when it was cha
 with the model that comes with the package.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import dataclasses
 import sys
@@ -19,9 +24,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from svdp_jax.animator import Animator
-from svdp_jax.config import Sampling
+from svdp_jax.config import ALIKE, AS_DRIVEN, Transfer
+from svdp_jax.engines import engine as engines
 from svdp_jax.errors import UserError, say_errors
-from svdp_jax.faces import face
+from svdp_jax.faces import face as faces
 from svdp_jax.faces.scene import CROPS
 from svdp_jax.files import apart
 from svdp_jax.media import credentials
@@ -31,6 +37,10 @@ from svdp_jax.toy import example
 MOST_GUIDANCE = 100
 # Options that `faces.scene.prepare` takes under the same names.
 FINDING = ("face", "driving_face", "source_crop", "driving_crop", "landmarks")
+# Options that engines take, each its own; None where not given.
+MAKING = ("steps", "guidance", *(field.name for field in dataclasses.fields(Transfer)))
+# Where weights usually are, by --method.
+METHODS = {"svdp": None, "liveportrait": Path("weights/liveportrait")}
 
 
 def main() -> None:
@@ -39,10 +49,14 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--source", metavar="PICTURE", help="a portrait: photograph, painting, drawing")
-    add("--driving", metavar="VIDEO", help="a video of a face")
-    add("--output", metavar="FILE", help="out.mp4, out.gif, or out.png for a folder of pictures")
-    add("--checkpoint", type=Path, metavar="DIR",
-        help="a work folder of svdp_jax.train (default: the model that comes with the package)")  # fmt: skip
+    add("--driving", metavar="VIDEO", help="a video of a face, or LivePortrait's motion.safetensors of one")
+    add("--output", metavar="FILE", help="out.mp4, out.gif, or out.png for a folder of pictures; motion.safetensors keeps "
+        "what LivePortrait needs of the driver, without its pictures, for --driving")  # fmt: skip
+    add("--checkpoint", "--weights", type=Path, metavar="DIR",
+        help="a work folder of svdp_jax.train, or converted weights of LivePortrait (default: the model that "
+        "comes with the package)")  # fmt: skip
+    add("--method", choices=METHODS,
+        help="what the checkpoint must be; liveportrait is looked for in weights/liveportrait, where none is named")  # fmt: skip
     add("--base", type=Path, metavar="DIR",
         help="of a checkpoint that is an adapter, the weights it was trained on (default: where they were then)")  # fmt: skip
     add("--demo", action="store_true", help="animate the built-in picture with the built-in driver, to demo.mp4")
@@ -60,6 +74,18 @@ def main() -> None:
     add("--steps", type=positive, metavar="N", help="sampling steps (default: the checkpoint's)")
     add("--guidance", type=strength, nargs=3, metavar=("S", "D", "P"),
         help="how strongly to follow source, driver and past frames (default: the checkpoint's)")  # fmt: skip
+    add("--motion", choices=("relative", "absolute"),
+        help="LivePortrait, as all that follow: move as the driver has moved since its first frame, or take on its pose "
+        "(default relative)")  # fmt: skip
+    add("--first-frame", type=frame, metavar="N",
+        help="of relative motion, from 0; alike for that which is most like the picture (default 0)")  # fmt: skip
+    add("--driving-multiplier", type=float, metavar="M", help="of all motion (default 1)")
+    add("--animation-region", choices=("all", "exp", "pose", "lip", "eyes"), help="what moves (default all)")
+    for part in ("eye", "lip"):
+        add(f"--{part}-retargeting", type=float, nargs="?", const=AS_DRIVEN, metavar="RATIO",
+            help=f"open the {part}s so far, height over width, or as far as the driver's; with relative motion "
+            "nothing else moves")  # fmt: skip
+    add("--stitching", action=argparse.BooleanOptionalAction, help="keep the shoulders where they are (default yes)")
     add("--seed", type=seed, default=0)
     add("--sign", type=Path, nargs=2, metavar=("CHAIN", "KEY"),
         help="sign the result: certificates of the signer up to a root, and their private key, both PEM "
@@ -73,6 +99,10 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not 0, 1, 2, ...")
     return int(text)
+
+
+def frame(text: str) -> int:
+    return ALIKE if text == "alike" else count(text)
 
 
 def positive(text: str) -> int:
@@ -100,30 +130,44 @@ def run(options: argparse.Namespace) -> None:
             animate(options, **example.draw(Path(folder))._asdict())
         return
     given = {name: getattr(options, name) for name in ("source", "driving", "output")}
-    missing = [f"--{name}" for name, value in given.items() if value is None]
+    recording = Path(options.output or "").suffix == ".safetensors"
+    missing = [f"--{name}" for name, value in given.items() if value is None and not (recording and name == "source")]
     if missing:
         raise UserError(f"{', '.join(missing)} must be given; or try --demo, which needs no files.")
     finding = {name: getattr(options, name) for name in FINDING}
-    animate(options, given["source"], given["driving"], **finding)
+    if recording:
+        record(options, given["driving"], **finding)
+    else:
+        animate(options, given["source"], given["driving"], **finding)
 
 
 def animate(options: argparse.Namespace, source, driving, **finding) -> None:
     output = options.output or "demo.mp4"
     apart(output, source, driving, options.landmarks, *(options.sign or ()))
-    animator = Animator.load(options.checkpoint, options.base)
+    animator = loaded(options)
+    making = engines.chosen(animator.engine, {name: getattr(options, name) for name in MAKING})
     finish = credentials.signing(*options.sign, animator.provenance) if options.sign else leave
     scene = animator.save(
         output, source, driving, paste_back=options.paste_back, compare=options.compare,
-        seed=options.seed, sampling=sampling(options, animator.config.sampling), show=tqdm, finish=finish, **finding,
+        seed=options.seed, show=tqdm, finish=finish, **finding, **making,
     )  # fmt: skip
-    for first, last in face.missing(scene.driving.track):
+    tell(output, driving, scene.driver)
+
+
+def record(options: argparse.Namespace, driving, face, driving_face, driving_crop, landmarks, **source) -> None:
+    """Of the driver alone."""
+    finding = {"driving_face": face if driving_face is None else driving_face, "driving_crop": driving_crop}
+    tell(options.output, driving, loaded(options).record(options.output, driving, landmarks=landmarks, show=tqdm, **finding))
+
+
+def loaded(options: argparse.Namespace) -> Animator:
+    return Animator.load(options.checkpoint or METHODS[options.method or "svdp"], options.method, options.base)
+
+
+def tell(output, driving, driver) -> None:
+    for first, last in faces.missing(driver.track):
         print(f"No face in frames {first} to {last} of {driving}: bridged.", file=sys.stderr)
-    print(f"{output}: {scene.info.frames} frames at {float(scene.info.fps):.5g} per second.")
-
-
-def sampling(options: argparse.Namespace, usual: Sampling) -> Sampling:
-    guidance = dict(zip(("source", "driving", "past"), options.guidance or ()))
-    return dataclasses.replace(usual, steps=options.steps or usual.steps, **guidance)
+    print(f"{output}: {driver.info.frames} frames at {float(driver.info.fps):.5g} per second.")
 
 
 if __name__ == "__main__":

@@ -1,128 +1,85 @@
-"""A trained model as a library: one picture and one video in, frames out as they are made.
+"""A model as a library: one picture and one video in, frames out as they are made.
 
 from svdp_jax.animator import Animator
 
-animator = Animator.load("runs/toy_cpu")
+animator = Animator.load("runs/toy_cpu")  # or weights/liveportrait
 for frame in animator.animate("me.jpg", "driver.mp4"):
     ...  # (h, w, 3) uint8
+
+What makes the frames is an engine (`svdp_jax.engines`), which the weights folder tells.
 """
 
-import dataclasses
-import itertools
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from einops import pack, unpack
-from flax import nnx
 
 import svdp_jax
-from svdp_jax import config as configs, parallel
-from svdp_jax.diffusion import flow, guidance, sampler
+from svdp_jax.engines import engine as engines
+from svdp_jax.engines.arriving import Arriving
+from svdp_jax.engines.engine import Engine, Step
+from svdp_jax.engines.liveportrait import LivePortraitEngine
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
-from svdp_jax.faces import arguments, scene as scenes
-from svdp_jax.faces.scene import Scene, Take, quietly
+from svdp_jax.faces import arguments, live, scene as scenes
+from svdp_jax.faces.scene import Driver, Recorded, Scene, quietly
+from svdp_jax.files import apart
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter, leave
-from svdp_jax.models.vae import decode_frames, encode_frames
 from svdp_jax.weights import checkpoint, shipped
-from svdp_jax.weights.prompts import prompt_of
+
+# Engines by the network that a weights folder names.
+ENGINES: dict[str, Callable[..., Engine]] = {"svdp": SVDPEngine.load, "liveportrait": LivePortraitEngine.load}
 
 
-class Step(NamedTuple):
-    """A sampling step that is done, both counted from 0."""
+class Live(NamedTuple):
+    """A frame of `Animator.stream`."""
 
-    segment: int
-    step: int
+    picture: np.ndarray  # (h, w, 3) uint8
+    delay: float  # seconds since the driver's came
+    dropped: int  # frames left out so far
 
 
 class Animator:
-    """A trained model, ready to make videos of any length, segment by segment.
+    """Makes videos of any length with an engine.
 
     `size` is the side of its pictures in pixels; `provenance` is what its files say of themselves.
     """
 
-    def __init__(self, config: configs.Config, model: nnx.Module, codec, fingerprint: str = "unsaved", mesh=None):
-        """mesh: devices to work on, by default all of this process that a segment divides over."""
-        self.config, self.size = config, config.data.size
-        self.provenance = provenance(fingerprint)
-        self.mesh = mesh or sampling_mesh(config, jax.local_devices())
-        (graph, state), (codec_graph, codec_weights) = nnx.split(model), nnx.split(codec)
-        self.state, self.codec = jax.tree.map(self.placed, (state, codec_weights))
-        prompt = tuple(np.asarray(x, config.dtype) for x in prompt_of(config))
-
-        def on_frames(function):
-            """`function(codec, frames)` of any number of frames (... y x c), divided over the devices."""
-            local = lambda weights, frames: function(nnx.merge(codec_graph, weights), frames)
-
-            @jax.jit
-            def run(weights, frames):
-                flat, leading = pack([frames], "* y x c")
-                return unpack(parallel.each_spread(local, weights, flat), leading, "* y x c")[0]
-
-            return partial(self.on_mesh, run, self.codec)
-
-        self.encode, self.decode = on_frames(encode_frames), on_frames(decode_frames)
-
-        @jax.jit
-        def advance(state, x, times, weights, conditions):
-            text, pooled = (jnp.broadcast_to(part, (len(x), *part.shape)) for part in prompt)
-            network = nnx.merge(graph, parallel.gathered(state))
-            return sampler.advance(network, x, times, text, pooled, conditions, config.model, weights)
-
-        self.advance = advance
-
-    def use(self, *states: nnx.State) -> None:
-        """Takes other weights for the same network."""
-        self.state = jax.tree.map(self.placed, nnx.merge_state(*states))
-
-    def placed(self, weight: jax.Array) -> jax.Array:
-        """In the config's dtype, and whole on every device unless it lies on the mesh already."""
-        there = weight.sharding.device_set == set(self.mesh.devices.flat)
-        return (weight if there else jax.device_put(weight, parallel.sharding(self.mesh))).astype(self.config.dtype)
-
-    def on_mesh(self, function: Callable, *arguments):
-        with jax.set_mesh(self.mesh):
-            return function(*arguments)
+    def __init__(self, engine: Engine):
+        self.engine, self.size = engine, engine.framing.size
+        self.provenance = provenance(engine.fingerprint)
 
     @classmethod
-    def load(cls, folder=None, base=None) -> "Animator":
-        """From a work folder of `svdp_jax.train`, its `model`, or an exported one; without a name,
-        the model that comes with the package. base: of an adapter, the folder of what it was trained
-        on, where that has moved. UserError where there is none."""
-        arguments.check(folder=folder, base=base)
-        folder = shipped.find(folder)
-        config, model = shipped.load(folder, Path(base) if base else None)
-        codec = checkpoint.load_codec(config.model.codec, config.dtype)
-        return cls(config, model, codec, shipped.fingerprint(folder))
+    def load(cls, folder=None, network: str | None = None, base=None) -> "Animator":
+        """From a work folder of `svdp_jax.train`, its `model`, or an exported one, or from converted
+        weights of LivePortrait; without a name, the model that comes with the package. network: what it
+        must be, by the names in ENGINES. base: of an adapter, the folder of what it was trained on, where
+        that has moved. UserError where it is not there."""
+        arguments.check(folder=folder, network=network, base=base)
+        found = shipped.find(folder)
+        held = checkpoint.about(found)["network"]
+        if held not in ENGINES or network not in (None, held):
+            wanted = f"not {network}" if network else "which animates nobody"
+            raise UserError(f"{found} holds {held!r}, {wanted}; give {shipped.ANY}.")
+        return cls(ENGINES[held](found, Path(base)) if base else ENGINES[held](found))
 
-    def animate(
-        self,
-        source,
-        driving,
-        *,
-        paste_back: bool = False,
-        compare: bool = False,
-        seed: int = 0,
-        sampling: configs.Sampling | None = None,
-        **finding,
-    ) -> Iterator[np.ndarray]:
-        """Yields a picture (h, w, 3) uint8 for each driving frame, as segments of them are finished.
+    def animate(self, source, driving, *, paste_back: bool = False, compare: bool = False, **options) -> Iterator[np.ndarray]:
+        """Yields a picture (h, w, 3) uint8 for each driving frame, as soon as the engine has made some.
 
         source: a picture, as a path or (h, w, 3) uint8. driving: a video, as a path or pictures
         (f, h, w, 3) uint8. paste_back: the whole source picture with the new portrait in it, at
-        its own size. compare: source, crop, masked driver and result side by side. sampling:
-        steps and guidance, the config's by default. finding: options of `faces.scene.prepare`
-        (which face, cropping, landmarks, frame rate). UserError for what cannot be used.
+        its own size. compare: source, crop, masked driver and result side by side. options: of
+        `faces.scene.prepare` (which face, cropping, landmarks, frame rate), and `engine.options` (seed
+        and sampling; transfer). UserError for what cannot be used.
         """
-        arguments.check(paste_back=paste_back, compare=compare, seed=seed, sampling=sampling)
-        scene = scenes.prepare(source, driving, self.size, **finding)
-        for take in self.play(scene, seed=seed, sampling=sampling):
+        finding, making = self.sorted(paste_back=paste_back, compare=compare, **options)
+        scene = scenes.prepare(source, self.engine.recorded(driving), self.engine.framing, **finding)
+        for take in self.play(scene, **making):
             yield scene.shown(take, compare, paste_back)
 
     def save(
@@ -133,11 +90,9 @@ class Animator:
         *,
         paste_back: bool = False,
         compare: bool = False,
-        seed: int = 0,
-        sampling: configs.Sampling | None = None,
         show: Callable = quietly,
         finish: Callable[[Path], None] = leave,
-        **finding,
+        **options,
     ) -> Scene:
         """Writes to `output` what `animate` yields: .mp4 with the driver's sound, .gif, or .png.
 
@@ -145,105 +100,79 @@ class Animator:
         tqdm does. finish: called with the file before it appears, as to sign it (`credentials`).
         Returns what was found in the inputs.
         """
-        arguments.check(
-            output=output, paste_back=paste_back, compare=compare, seed=seed, sampling=sampling, show=show, finish=finish
-        )
-        clip = scenes.as_clip(driving, finding.get("fps", scenes.FPS))
+        arguments.check(output=output, show=show, finish=finish)
+        finding, making = self.sorted(paste_back=paste_back, compare=compare, **options)
+        apart(output, source, driving, finding.get("landmarks"))
+        clip = scenes.as_clip(self.engine.recorded(driving), finding.get("fps", scenes.FPS))
         with self.writer(output, clip, finish) as writer:
-            scene = scenes.prepare(source, clip, self.size, show=show, **finding)
-            takes = self.play(scene, seed=seed, sampling=sampling)
-            for take in show(takes, total=scene.info.frames, desc="Animating", unit="frame"):
+            scene = scenes.prepare(source, clip, self.engine.framing, show=show, **finding)
+            takes = self.play(scene, **making)
+            for take in show(takes, total=scene.driver.info.frames, desc="Animating", unit="frame"):
                 writer.write(scene.shown(take, compare, paste_back), take.time)
         return scene
 
+    def stream(
+        self,
+        source,
+        driving: Iterable,
+        *,
+        drop: bool = True,
+        paste_back: bool = False,
+        face: int = 0,
+        driving_face: int = 0,
+        source_crop: str = "auto",
+        driving_crop: str = "auto",
+        **options,
+    ) -> Iterator[Live]:
+        """Yields a Live for each driving frame as it comes: of a camera or a pipe, whose end is not known.
+
+        driving: pictures (h, w, 3) uint8, read beside the work on those before, and followed by what was seen so far; or
+        each a `DrivingFrame`, cropped and masked already. Whoever comes waits for a segment to be full, and for it to be
+        made. drop: where frames come faster than they are made, those that waited longest are left out; else the source
+        waits. The rest is as in `animate`. UserError, also while it runs, for what cannot be used.
+        """
+        arguments.check(source=source, drop=drop, face=face, source_crop=source_crop, driving_crop=driving_crop)
+        _, making = self.sorted(paste_back=paste_back, compare=False, **options)
+        framing, size = self.engine.framing, self.engine.pace(**making)[0]
+        picture, place, portrait = scenes.portrait(source, framing, face, source_crop)
+        frames = live.driver(driving, framing, driving_face, driving_crop == "none")
+        with contextlib.closing(Arriving(frames, size, drop)) as arriving:
+            for made in self.engine.play(portrait, arriving, **making):
+                shown = framing.paste(picture, place, made) if paste_back else made
+                yield Live(shown, float(live.now() - arriving.taken.popleft().time), arriving.dropped)
+
+    def record(self, output, driving, *, show: Callable = quietly, driving_face: int = 0, driving_crop: str = "auto",
+               landmarks=None, fps: Fraction = scenes.FPS) -> Driver | Recorded:  # fmt: skip
+        """Writes to `output`, a .safetensors, what LivePortrait needs of a driver: given as `driving`, it stands for
+        the video, which then need not be there. Returns what was found in it."""
+        arguments.check(output=output, show=show, driving_face=driving_face, driving_crop=driving_crop, landmarks=landmarks)
+        apart(output, driving, landmarks)
+        keep = self.engine.recorder(Path(output))
+        driver = scenes.watched(driving, self.engine.framing, driving_face, driving_crop, landmarks, fps, show)
+        keep(driver)
+        return driver
+
+    def sorted(self, *, paste_back: bool, compare: bool, **options) -> tuple[dict, dict]:
+        """What of the options is for finding faces, and what for the engine; all of them checked."""
+        finding = {name: value for name, value in options.items() if name in scenes.OPTIONS}
+        making = {name: value for name, value in options.items() if name not in scenes.OPTIONS}
+        engines.check(self.engine, making)
+        arguments.check(paste_back=paste_back, compare=compare, **making)
+        return finding, making
+
     def writer(self, output, clip, finish: Callable[[Path], None] = leave) -> VideoWriter:
         """A writer of a video with the frame rate and sound of `clip`, marked as generated."""
+        if isinstance(clip, Recorded):
+            return VideoWriter(output, clip.info.fps, None, self.provenance, finish)
         sound = None if isinstance(clip, video.Clip) else clip
         return VideoWriter(output, video.probe(clip).fps, sound, self.provenance, finish)
 
     def play(self, scene: Scene, **options) -> Iterator[Any]:
-        """The scene's finished frames; `options` are those of `generate`."""
-        taken = deque()  # driving frames whose results are still to come: a segment at most
-        masked = (taken.append(frame) or frame.masked[None] for frame in scene.driver())
-        for result in self.generate(scene.source[None], masked, **options):
-            yield result if isinstance(result, Step) else Take(result[0], *taken.popleft())
-
-    def generate(
-        self,
-        source: np.ndarray,
-        driving: Iterable[np.ndarray],
-        seed: int = 0,
-        sampling: configs.Sampling | None = None,
-        watch: bool = False,
-        past: np.ndarray | None = None,
-    ) -> Iterator[Any]:
-        """Crops of many people at once: yields one picture for each driving one.
-
-        source: (b y x 3) uint8 crops. driving: masked crops (b y x 3) uint8, as many as there
-        are; no more than a segment of them is held. past: (b p y x 3) uint8 crops of just before,
-        where there are any. Yields (b y x 3) uint8, and with `watch` also
-        a Step after each sampling step.
-        """
-        arguments.check(crops=source, drivers=driving, seed=seed, sampling=sampling, watch=watch)
-        f, p = self.config.data.frames, self.config.data.past
-        sampling = sampling or self.config.sampling
-        times, weights = np.asarray(flow.schedule(sampling.steps, sampling.shift)), guidance.weights(sampling)
-        at_start = guidance.at_start(weights, self.config.model.video.null)
-        # All steps in one call, or one by one for somebody who watches.
-        stretches = [times[i : i + 2] for i in range(sampling.steps)] if watch else [times]
-        source, frames, past = self.encode(source), iter(driving), None if past is None else self.encode(past)
-        for segment in itertools.count():
-            chunk = list(itertools.islice(frames, f))
-            if not chunk:
-                return
-            padded = np.stack(chunk + [chunk[-1]] * (f - len(chunk)), axis=1)  # b f y x c
-            driver = self.encode(padded)
-            key = jax.random.fold_in(jax.random.key(seed), segment)
-            x, nothing = self.on_mesh(start, np.asarray(jax.random.key_data(key)), driver, p)
-            conditions = {"source": source, "driving": driver, "past": nothing if past is None else past}
-            now = at_start if past is None else weights
-            for step, times in enumerate(stretches):
-                x = self.on_mesh(self.advance, self.state, x, times, now, conditions)
-                if watch:
-                    jax.block_until_ready(x)
-                    yield Step(segment, step)
-            past = self.on_mesh(last, x, p)
-            yield from np.moveaxis(np.asarray(self.decode(x)), 1, 0)[: len(chunk)]
-
-
-@partial(jax.jit, static_argnums=2)
-def start(key: jax.Array, like: jax.Array, past: int) -> tuple[jax.Array, jax.Array]:
-    """Noise for a segment, like these latents b f y x c, and as many past frames of nothing, b p y x c."""
-    return flow.noise(jax.random.wrap_key_data(key), like.shape), jnp.zeros_like(like[:, :1]).repeat(past, 1)
-
-
-@partial(jax.jit, static_argnums=1)
-def last(x: jax.Array, past: int) -> jax.Array:
-    """The last frames of a segment, b f y x c."""
-    return x[:, x.shape[1] - past :]
-
-
-def sampling_mesh(config: configs.Config, devices: list) -> jax.sharding.Mesh:
-    """As many of these devices as a segment divides over: its branches of guidance first, which need not
-    talk to each other, then its frames."""
-    branches = len(guidance.weights(config.sampling)) if config.model.video.null == "zeros" else 1
-    shapes = (
-        configs.Mesh(data=data, context=count // data)
-        for count in range(len(devices), 0, -1)
-        for data in range(min(branches, count), 0, -1)
-        if count % data == 0
-    )
-    shape = next(shape for shape in shapes if shape.context == 1 or divides(config, shape))
-    return parallel.make_mesh(shape, devices[: shape.data * shape.context])
-
-
-def divides(config: configs.Config, shape: configs.Mesh) -> bool:
-    """Whether frames, and what attention divides, divide over a mesh."""
-    try:
-        configs.check(dataclasses.replace(config, mesh=shape))
-        return True
-    except UserError:
-        return False
+        """The scene's finished frames, as a Take each, among the engine's Steps; `options` are the engine's."""
+        taken = deque()  # driving frames whose results are still to come: as many as are made at once
+        driver = (taken.append(frame) or frame for frame in scene.driver.frames())
+        for made in self.engine.play(scene.source, driver, scene.driver.frames, **options):
+            yield made if isinstance(made, Step) else scenes.taken(made, taken.popleft())
 
 
 def provenance(fingerprint: str) -> dict[str, str]:

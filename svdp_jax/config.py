@@ -18,7 +18,6 @@ Pictures and latents add y, x for rows and columns where h is taken by heads.
 
 import dataclasses
 import itertools
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -26,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from svdp_jax.errors import UserError
-from svdp_jax.values import learn
+from svdp_jax.values import consistent
 from svdp_jax.values.declared import (
     FREE,
     Amount,
@@ -44,10 +43,7 @@ from svdp_jax.values.declared import (
     Steps,
     Whole,
     build,
-    shown,
 )  # fmt: skip
-
-SLICE = r"(v\d\w*:\d+(x\d+){1,2})?"  # of TPUs
 
 
 @dataclass(frozen=True)
@@ -75,17 +71,20 @@ class Video:
     temporal: Literal["full", "factorized", "none"] = "full"
     heads: Few = 12
     null: Literal["zeros", "drop"] = "zeros"  # absent conditions
+    # Whether conditions see what is made and change with it, as in the paper, or are computed once (models/cached.py).
+    references: Literal["joint", "cached"] = "joint"
     text: Literal["all", "clip"] = "all"  # tokens of the prompt: CLIP's 77 and T5's 256, or CLIP's alone
     scheme: Annotated[Literal["auto", "heads", "ring"], FREE] = "auto"  # attention over frames on several devices
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Pictures to latents. `pixels` is exact (space to depth), `sd3` is the SD3 autoencoder."""
+    """Pictures to latents. `pixels` is exact (space to depth), `sd3` the SD3 autoencoder, `small` one of a million
+    parameters that comes with the package."""
 
-    kind: Literal["pixels", "sd3"] = "sd3"
+    kind: Literal["pixels", "sd3", "small"] = "sd3"
     factor: Few = 8  # pixels per latent row
-    weights: str = ""  # folder of the converted autoencoder
+    weights: str = ""  # folder of the autoencoder; of `small`, empty means the one that comes with the package
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,9 @@ class Model:
     video: Video = field(default_factory=Video)
     codec: Codec = field(default_factory=Codec)
     predict: Literal["velocity", "clean"] = "velocity"
+    # Whether the network is told guidance weights and where its step ends, so that one call can do what several guided
+    # steps of a teacher do (training/distill.py).
+    told: bool = False
 
 
 def sd35m() -> Model:
@@ -124,6 +126,13 @@ def toy() -> Model:
     )
 
 
+def miniature() -> Model:
+    """The toy at 128x128: latents of a codec that learned the drawn world in place of pixels, as many tokens a frame."""
+    model = toy()
+    backbone = dataclasses.replace(model.backbone, channels=16, patch=4)
+    return dataclasses.replace(model, backbone=backbone, codec=Codec(kind="small"))
+
+
 @dataclass(frozen=True)
 class Data:
     source: Literal["toy", "videos", "records"] = "toy"
@@ -132,6 +141,7 @@ class Data:
     frames: Few = 4
     past: Whole = 1
     batch: Count = 16  # examples per step, over all devices
+    difficulty: Share = 0.0  # of the toy world: what a driver's frame does not tell, and poor pictures (toy/hard.py)
     masked: bool = True  # whether of the driver only eyes, nose and mouth are seen; False for toy drivers only
     threads: Annotated[Few, FREE] = 2  # that prepare examples
 
@@ -166,12 +176,18 @@ class Changes:
 class Stage:
     """One stage of the curriculum.
 
+    `kind` is what is learned: the flow, from examples, or the `path` of config.teacher, in schedules of so many `calls`,
+    all as likely, of which each takes its part of the `path` that the teacher goes in so many steps.
     `past` tells whether past frames are real or zeros; `self_driven`, whether the driver is the
     target person, whose kept regions can be copied, so that a toy model soon finds the driver.
     """
 
     steps: Steps = 1000
+    kind: Literal["flow", "path"] = "flow"
+    calls: tuple[Few, ...] = (4,)
+    path: Few = 28
     past: bool = False
+    own_past: Share = 0.0  # of the examples with past: the model's own frames in place of real ones (training/own_past.py)
     self_driven: bool = False
     rate: Rate = 1e-3  # peak learning rate
     final_rate: Annotated[float, Range(0, 10)] = 1e-4  # reached by a cosine at the end of the stage
@@ -190,12 +206,40 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """How a student learns its teacher's path, in stages of that kind. Guidance weights are drawn evenly between two."""
+
+    source: tuple[Guidance, ...] = (1.0, 3.0)
+    driving: tuple[Guidance, ...] = (1.0, 4.0)
+    past: tuple[Guidance, ...] = (1.0, 2.0)
+    own: Share = 0.5  # of examples that begin where the student's own calls have led; the others, on the way to the truth
+
+
+@dataclass(frozen=True)
 class Sampling:
     steps: Annotated[int, Range(1, 1000)] = 28
     shift: Annotated[float, Range(1e-3, 1e3)] = 3.0
     source: Guidance = 2.0  # guidance weights: towards the source,
     driving: Guidance = 2.5  # the driving video,
     past: Guidance = 1.0  # and the past frames
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How LivePortrait takes motion over. Openings are heights over widths: 0 is shut, eyes wide open have about 0.4."""
+
+    # The source moves as the driver has moved since its first frame, or it takes on the driver's pose and expression.
+    motion: Literal["relative", "absolute"] = "relative"
+    first_frame: Annotated[int, Range(-1, 1 << 30)] = 0  # of relative motion; ALIKE: that which is most like the source
+    driving_multiplier: Annotated[float, Range(0, 10)] = 1.0  # of all motion
+    animation_region: Literal["all", "exp", "pose", "lip", "eyes"] = "all"  # what moves
+    # Opens eyes or lips so far, or, with AS_DRIVEN, as far as the driver's are. Relative motion then moves nothing else.
+    eye_retargeting: Annotated[float, Range(-1, 1)] | None = None
+    lip_retargeting: Annotated[float, Range(-1, 1)] | None = None
+    stitching: bool = True  # whether shoulders are kept where they are
+
+
+AS_DRIVEN = ALIKE = -1
 
 
 @dataclass(frozen=True)
@@ -215,6 +259,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     stages: tuple[Stage, ...] = (Stage(),)
     flow: Flow = field(default_factory=Flow)
+    teaching: Teaching = field(default_factory=Teaching)
     sampling: Annotated[Sampling, FREE] = field(default_factory=Sampling)
     mesh: Annotated[Mesh, FREE] = field(default_factory=Mesh)
     topology: Annotated[str, FREE] = ""  # TPU slice that this is for, such as v4:2x2x4; empty means any devices
@@ -227,7 +272,9 @@ class Config:
     frozen: Literal["bfloat16", "int8"] = "bfloat16"
     backbone: str = ""  # folder of converted SD3.5 weights to start from; empty means random
     start: str = ""  # work folder of a finished run whose model a new one starts from
+    teacher: str = ""  # work folder of a finished run whose path is learned, and with whose weights one begins; or `shipped`
     prompt: str = ""  # file of an encoded prompt; empty means zeros
+    trains: Literal["video", "codec"] = "video"  # the network that learns: the video model, or its `small` codec
     seed: Seed = 0
     log_every: Annotated[Steps, FREE] = 10
     watch_every: Annotated[int, Range(0, 1 << 30), FREE] = 100  # steps between checks for copying the driver; 0 for none
@@ -331,47 +378,6 @@ def parse(arguments: list[str], values: flags.FlagValues) -> Config:
 
 def check(config: Config) -> None:
     """Raises UserError, naming field and fix, for fields that cannot work together, in any stage."""
-    check_one(config, "config.")
+    consistent.check(config, "config.")
     for number, staged in enumerate(by_stage(config)):
-        check_one(staged, f"config.stages[{number}].data: ")
-
-
-def check_one(config: Config, path: str) -> None:
-    b, v, d, k, chances = config.model.backbone, config.model.video, config.data, config.model.codec, config.flow.dropout
-    latent, full, c = k.kind == "sd3", v.temporal != "factorized", max(config.mesh.context, 1)
-    accumulate, stride = config.optimizer.accumulate, k.factor * b.patch
-    span = re.fullmatch(r"(\d{1,9}):(\d{1,9})", config.profile or "1:1")
-    side, draws = d.size // stride, sum(stage.steps * (stage.data.batch or d.batch) for stage in config.stages)
-    for okay, sentence in (
-        (b.width % b.heads == 0, f"backbone.heads={b.heads} must divide backbone.width={b.width}"),
-        (b.width % v.heads == 0, f"video.heads={v.heads} must divide backbone.width={b.width}"),
-        ((b.width // v.heads) % 2 == 0, f"video.heads={v.heads} leaves heads of {b.width // v.heads}, which must be even"),
-        (0 <= b.dual < b.blocks, f"backbone.dual={b.dual} must be below backbone.blocks={b.blocks}"),
-        (d.size % stride == 0, f"data.size={d.size} must be a multiple of {stride} (codec x patch)"),
-        (3 * side <= b.table, f"three pictures of data.size={d.size} do not fit side by side in backbone.table={b.table}"),
-        (d.masked or d.source == "toy", f"data.masked=False is for data.source=toy, not {d.source}"),
-        (re.fullmatch(r"(?!\.\.?$)[^/]{1,200}", config.name), f"name={shown(config.name)} must name a folder"),
-        (re.fullmatch(SLICE, config.topology), f"topology={shown(config.topology)} must be empty or a slice such as v4:2x2x4"),
-        (0 not in dataclasses.astuple(config.mesh), "mesh must have -1 or at least 1 device along each axis, not 0"),
-        (draws + d.batch < 1 << 31, f"stages of {draws} examples are more than the {1 << 31} there are; lower data.batch"),
-        (0 <= d.past <= d.frames, f"data.past={d.past} must lie between 0 and data.frames={d.frames}"),
-        (d.batch % accumulate == 0, f"optimizer.accumulate={accumulate} must divide data.batch={d.batch}"),
-        (d.frames % c == d.past % c == 0, f"mesh.context={c} must divide data.frames={d.frames} and data.past={d.past}"),
-        (full or side**2 % c == 0, f"mesh.context={c} must divide the {side**2} tokens of a frame, or video.temporal be full"),
-        (
-            v.scheme != "heads" or v.heads % c == 0,
-            f"mesh.context={c} must divide video.heads={v.heads}, or video.scheme be ring",
-        ),
-        (span and 1 <= int(span[1]) <= int(span[2]), f"profile={config.profile} must be START:STOP, steps from 1 on, as 10:12"),
-        (v.scheme != "ring" or full, "video.scheme=ring is for video.temporal=full"),
-        (not (config.start and config.backbone), f"start={config.start} brings a backbone; leave {config.backbone} away"),
-        (
-            config.start or config.backbone or not learn.adapts(config.learn),
-            f"learn={shown(config.learn)} freezes weights, which must be those of something: name config.start or config.backbone",
-        ),
-        (len(config.stages) > 0, "stages must name at least one stage"),
-        (len(chances) == 4 and abs(sum(chances) - 1) < 1e-6, "flow.dropout must be four probabilities that sum to 1"),
-        (latent or b.channels == 3 * k.factor**2, f"backbone.channels={b.channels} must be 3 x codec.factor² for pixels"),
-    ):
-        if not okay:
-            raise UserError(f"{path}{sentence}.")
+        consistent.check(staged, f"config.stages[{number}].data: ")

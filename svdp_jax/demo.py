@@ -6,9 +6,13 @@ machine alone unless --host says otherwise, and serves nothing but what visitors
 gave it and what it made for them, which is deleted when the page ends.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import contextlib
-import dataclasses
 import importlib.util
 import math
 import os
@@ -19,8 +23,6 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 
-import numpy as np
-
 from svdp_jax.animator import Animator
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.page.visits import EXAMPLES
@@ -29,20 +31,12 @@ from svdp_jax.toy import example
 PORTS = range(7860, 7960)  # of which the first free one is taken
 
 
-def compile_model(animator: Animator) -> None:
-    """Makes a segment and the next step by step, so that no visitor waits for the compiler."""
-    still = np.zeros((1, animator.size, animator.size, 3), np.uint8)
-    once = dataclasses.replace(animator.config.sampling, steps=1)
-    for _ in animator.generate(still, [still] * (animator.config.data.frames + 1), sampling=once, watch=True):
-        pass
-
-
 @contextlib.contextmanager
 def serving(animator: Animator, longest: float, largest: str, host: str, port: int, prefix: str = "") -> Generator[str]:
     """A running page; gives its address. Its files are gone afterwards."""
     from svdp_jax.page import layout, studio  # they need Gradio, an extra
 
-    compile_model(animator)
+    animator.engine.compile()  # so that no visitor waits for it
     with tempfile.TemporaryDirectory(prefix="svdp_jax_demo_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # the one way to tell Gradio
         drawn = []

@@ -1,5 +1,10 @@
 """Draws one picture from a prompt with the image model alone: does the conversion hold?"""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import os
 import sys

@@ -33,17 +33,23 @@ Writes results.json, results.md and report.html. A metric that needs weights or 
 not there is skipped, and the report says how to get them.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import tempfile
 from pathlib import Path
 
 from svdp_jax import config as configs
 from svdp_jax.animator import Animator
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.evaluation import coding, measure, report, toy_score, unseen
 from svdp_jax.evaluation.clips import Folders, match
 from svdp_jax.evaluation.metrics import METRICS
-from svdp_jax.evaluation.reenact import BASELINES, PROTOCOLS, paired, reenact, trained
+from svdp_jax.evaluation.reenact import BASELINES, PROTOCOLS, animated, paired, reenact
 from svdp_jax.files import apart
 
 BASELINE_SIZE = 512  # pixels of the crops of videos, where no model of ours is there to say
@@ -99,11 +105,11 @@ def run(options: argparse.Namespace) -> None:
 
 def toy(options: argparse.Namespace) -> None:
     """Scores a toy model on people that are drawn for it."""
-    animator = Animator.load(options.checkpoint)
-    if animator.config.data.source != "toy":
+    engine = SVDPEngine.load(options.checkpoint)
+    if engine.data.source != "toy":
         raise UserError(f"{options.checkpoint} was trained on videos; name others to score it on with --data DIR.")
     folder = options.output or options.checkpoint / "results"
-    print(toy_score.table(toy_score.evaluate(animator, options.clips, folder, options.frames)))
+    print(toy_score.table(toy_score.evaluate(engine, options.clips, folder, options.frames)))
 
 
 def given(options: argparse.Namespace, folder: Path):
@@ -121,12 +127,12 @@ def given(options: argparse.Namespace, folder: Path):
 def generated(options: argparse.Namespace, folder: Path):
     """The folders of what the checkpoint and the method make, and by name what could not be made."""
     animator = options.checkpoint and Animator.load(options.checkpoint)
-    found = unseen.find(options.data, animator.config.data if animator else configs.Data())
-    size = animator.size if animator else found.size or BASELINE_SIZE
+    found = unseen.find(options.data, animator.engine.data if animator else configs.Data())
+    methods = [animated(animator)] if animator else []
+    methods += [BASELINES[options.method](options.weights)] if options.method else []
+    size = next((method.size for method in methods if method.size), found.size or BASELINE_SIZE)
     if found.size not in (None, size):
         raise UserError(f"{options.data} was prepared with --size {found.size}, but the model's pictures have {size} pixels.")
-    methods = [trained(animator)] if animator else []
-    methods += [BASELINES[options.method](options.weights)] if options.method else []
     pairs = paired(found.clips, options.protocol)
     folders, refused = reenact(methods, pairs, size, options.protocol, folder / "generated")
     return folders, {name: found.refused | reasons for name, reasons in refused.items()}

@@ -4,12 +4,15 @@ A folder's `manifest.json` has size and checksum of each file in it, since neith
 Orbax nor safetensors notices a flipped bit.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import zlib
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,9 +43,12 @@ def read_json(path: Path) -> dict:
 
 
 def apart(output, *inputs) -> None:
-    """UserError where writing `output` would replace an input: the same file, by whatever name, or one in that folder."""
+    """UserError where writing `output` would replace an input: the same file, by whatever name, or one in that folder.
+
+    Inputs that are no names of files, such as arrays, are passed over.
+    """
     output = Path(output)
-    for given in (Path(path) for path in inputs if path is not None):
+    for given in (Path(path) for path in inputs if isinstance(path, (str, os.PathLike))):
         same = given.exists() and output.exists() and given.samefile(output)
         if same or given.resolve().is_relative_to(output.resolve()):
             raise UserError(f"{output}: would replace the input {given}; give the output another name.")
@@ -56,6 +62,39 @@ def remove(path: Path) -> None:
     leaving = path.with_name(f".{path.name}.{os.getpid()}.removed")
     path.rename(leaving)
     shutil.rmtree(leaving, ignore_errors=True)
+
+
+def locked(path: Path) -> tuple[int | None, bool]:
+    """A descriptor that holds the file's lock, or None where another process does; and whether locks are certain."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except PermissionError:
+            raise UserError(f"{path.parent} cannot be written; name another.") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None, True
+        except OSError:  # a file system without locks
+            return descriptor, False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor, True
+        os.close(descriptor)  # its owner took it away just now
+
+
+@contextlib.contextmanager
+def alone(folder: Path, what: str) -> Generator[None]:
+    """Within, no other process that asks for this folder gets in: it is told that `what` is at work there."""
+    descriptor, _ = locked(folder / ".lock")
+    if descriptor is None:
+        raise UserError(f"{what} is at work in {folder}; wait until it ends, stop it, or name another folder.")
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def checksums(folder: Path) -> dict[str, dict]:

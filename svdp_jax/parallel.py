@@ -32,6 +32,7 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*\.lora_b", (None, "out")),
     (rf"({STACK})\..*\.?kernel", ("layers", "in", "out")),
     (rf"({STACK})\..*\.?(bias|scale)", ("layers", "out")),
+    (r"(encoder|decoder)\..*\.?kernel", (None, None, None, "out")),  # of convolutions, small and whole everywhere
     (r".*\.?kernel", ("in", "out")),
     (r".*\.?(bias|scale)", ("out",)),
     (r".*pos_embed\.line", ("out", "out")),
@@ -215,10 +216,15 @@ def on_devices(function: Callable, *dimensions: str) -> Callable:
 
 
 def evenly(function: Callable, rows) -> jax.Array:
-    """`function` of a tree of arrays (b ...), filled up so that they divide over the devices that share a batch."""
+    """`function` of a tree of arrays (b ...), made `even`."""
+    return function(even(rows))[: len(jax.tree.leaves(rows)[0])]
+
+
+def even(rows):
+    """A tree of arrays (b ...), filled up so that they divide over the devices that share a batch."""
     mesh, b = many(), len(jax.tree.leaves(rows)[0])
     extra = -b % (mesh.shape["data"] * mesh.shape["fsdp"]) if mesh else 0
-    return function(jax.tree.map(lambda x: filled(x, extra), rows))[:b]
+    return jax.tree.map(lambda x: filled(x, extra), rows)
 
 
 def filled(x: jax.Array, extra: int) -> jax.Array:

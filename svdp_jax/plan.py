@@ -12,7 +12,13 @@ rates lead to.
 --search        tries settings for training, fastest first, and recommends the first that fits
 --json          the same as JSON
 --topology T    another slice than the config's
+--what sample   the sampler alone, or train
 """
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
 
 import dataclasses
 import itertools
@@ -20,24 +26,34 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.diffusion import guidance
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.models.attention import LANES
 from svdp_jax.planning import aot
 from svdp_jax.planning.chips import CHIPS, PASSES, Chip, seconds
-from svdp_jax.planning.flops import forward_flops, spared_flops, text_tokens, tokens_per_frame, train_flops
+from svdp_jax.planning.flops import (
+    forward_flops,
+    segment_flops,
+    spared_flops,
+    target_flops,
+    text_tokens,
+    tokens_per_frame,
+    train_flops,
+)  # fmt: skip
 from svdp_jax.planning.hlo import collectives
 from svdp_jax.training.step import abstract_state
 
 
-def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
-    """The whole plan, as JSON. Out of memory is a finding: `fits` is false and `advice` says more.
+def plan(config: configs.Config, topology: str, price: float = 0.0, what: Iterable[str] = ("train", "sample")) -> dict:
+    """The plan of `what`, as JSON. Out of memory is a finding: `fits` is false and `advice` says more.
 
     price: of one chip for one hour, 0 for unknown.
     """
@@ -48,13 +64,14 @@ def plan(config: configs.Config, topology: str, price: float = 0.0) -> dict:
         "config": config.name, "topology": topology, "chips": len(devices), "mesh": dict(mesh.shape),
         "hbm": chip.memory, "tflop_forward": {part: value / 1e12 for part, value in flops.items()},
     }  # fmt: skip
-    for name, run in (("train", plan_train), ("sample", plan_sample)):
+    for name in what:
+        run = {"train": plan_train, "sample": plan_sample}[name]
         say(f"Compiling the {name} step for {len(devices)} chips, some minutes ...")
         found[name] = attempt(run, config, chip, mesh)
         say(f"... took {found[name]['compile_seconds']:.0f} s.")
         if price and found[name]["fits"]:
             found[name]["cost"] = cost(found[name], len(devices) * price / 3600, price / 3600)
-    if not found["train"]["fits"]:
+    if not found.get("train", {"fits": True})["fits"]:
         found["train"]["advice"] = advice(config, mesh, found["train"]["used"])
     return found
 
@@ -103,29 +120,56 @@ def plan_train(config: configs.Config, chip: Chip, mesh) -> dict:
 
 def left_out(config: configs.Config) -> str:
     """What the expected train step says nothing about."""
-    encodes = config.data.source != "records" and config.model.codec.kind == "sd3"
+    encodes = config.data.source != "records" and config.model.codec.kind != "pixels"
     return "the autoencoder, which encodes every batch: records hold its latents" if encodes else ""
 
 
 def train_seconds(config: configs.Config, chip: Chip, mesh, bytes_sent: float) -> dict[str, float]:
     clips, passes = config.data.batch, PASSES[config.remat]
-    return seconds(config, chip, forward_flops(config), clips, mesh.size, bytes_sent, passes, spared_flops(config))
+    times = seconds(config, chip, forward_flops(config), clips, mesh.size, bytes_sent, passes, spared_flops(config))
+    if config.teacher:
+        times["targets"] = sum(seconds(config, chip, target_flops(config), clips, mesh.size, 0).values())
+    return times
 
 
 def plan_sample(config: configs.Config, chip: Chip, mesh) -> dict:
     compiled = aot.compile_sample(config, mesh)
-    flops, clips = forward_flops(config), aot.sampled_clips(mesh)
-    talk, steps = collectives(compiled.as_text()), config.sampling.steps
-    sent = sum(x["bytes"] for x in talk.values()) / steps
-    times = seconds(config, chip, flops, 4 * clips, mesh.size, sent)
-    step = sum(times.values())
-    useful = 4 * sum(flops.values()) * clips / mesh.size / 1e12
-    frames = clips * config.data.frames
+    clips, steps, frames = aot.sampled_clips(config, mesh), config.sampling.steps, config.data.frames
+    flops, talk = segment_flops(config), collectives(compiled.as_text())
+    sent = sum(x["bytes"] for x in talk.values())
+    times = seconds(config, chip, flops, clips, mesh.size, sent)
+    segment = sum(times.values())
+    useful = sum(flops.values()) * clips / mesh.size / 1e12
     return {
-        "clips": clips, "memory": aot.memory(compiled), "collectives": talk, "seconds": times,
-        "step_seconds": step, "mfu": useful / step / chip.peak,
-        "chip_seconds_per_frame": steps * step * mesh.size / frames,
+        "clips": clips, "memory": aot.memory(compiled), "collectives": talk,
+        "seconds": {part: value / steps for part, value in times.items()},
+        "step_seconds": segment / steps, "mfu": useful / segment / chip.peak,
+        "chip_seconds_per_frame": segment * mesh.size / clips / frames,
+        "frames_per_second": clips * frames / segment,
+        "reading_seconds": reading(config, chip, mesh, steps),
+        "delays": {f: delay(config, chip, mesh, f, sent) for f in LENGTHS if f >= config.data.past},
     }  # fmt: skip
+
+
+LENGTHS = 4, 8, 16  # frames of a segment whose delay is told
+RATE = 25  # frames a second of a driver
+
+
+def reading(config: configs.Config, chip: Chip, mesh, steps: int) -> float:
+    """Seconds that a segment takes at least to read the weights from memory at each of its calls."""
+    _, state = abstract_state(config, mesh)
+    size = sum(x.size for x in jax.tree.leaves(state.weights)) * jnp.dtype(config.dtype).itemsize
+    calls = steps * (len(guidance.weights(config.sampling, config.model.told)) if config.model.video.null == "drop" else 1)
+    return calls * size / (chip.bandwidth * 1e9)  # whole on every chip while it computes
+
+
+def delay(config: configs.Config, chip: Chip, mesh, frames: int, sent: float) -> dict[str, float]:
+    """Seconds until a segment of so many frames of one driver has come, and until it is made."""
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, frames=frames))
+    share = (frames + config.data.past) / (config.data.frames + config.data.past)  # of what is sent
+    clips = aot.sampled_clips(config, mesh)
+    made = sum(seconds(other, chip, segment_flops(other), clips, mesh.size, share * sent).values())
+    return {"coming": frames / RATE, "making": made}
 
 
 def cost(step: dict, slice_second: float, chip_second: float) -> dict[str, float]:
@@ -186,7 +230,7 @@ def table(found: dict) -> str:
     lines += ["| one clip forward | TFLOP |", "|---|---|"]
     lines += [f"| {part} | {value:.1f} |" for part, value in found["tflop_forward"].items()]
     lines += [f"| all | {total:.1f} |"]
-    for name in ("train", "sample"):
+    for name in (part for part in ("train", "sample") if part in found):
         lines += ["", f"| {name} step, one chip of {found['hbm']:g} GiB | |", "|---|---|"]
         lines += step_rows(found[name])
     return "\n".join(lines)
@@ -210,6 +254,16 @@ def step_rows(step: dict) -> list[str]:
     if step.get("not_in_it"):
         rows.append(f"| not in it | {step['not_in_it']} |")
     rows.append(f"| compiled in | {step['compile_seconds']:.0f} s |")
+    if "frames_per_second" in step:
+        bound = "reading the weights" if step["reading_seconds"] > sum(step["seconds"].values()) else "computing"
+        rows += [
+            f"| chip seconds a frame | {step['chip_seconds_per_frame']:.3f} |",
+            f"| frames a second, of {step['clips']} at once | {step['frames_per_second']:.1f}, bound by {bound} |",
+        ]
+        rows += [
+            f"| a segment of {f} frames | comes in {x['coming']:.2f} s, is made in {x['making']:.2f} s |"
+            for f, x in step["delays"].items()
+        ]
     rows += [f"| {what}: cost | {value:.2f} |" for what, value in step.get("cost", {}).items()]
     return rows + tips
 
@@ -280,12 +334,13 @@ def main(arguments: list[str]) -> None:
     flags.DEFINE_string("topology", "", "TPU slice; the config's by default.", **define)
     flags.DEFINE_boolean("json", False, "Print JSON.", **define)
     flags.DEFINE_boolean("search", False, "Try settings and recommend one.", **define)
+    flags.DEFINE_list("what", ["train", "sample"], "What is planned.", **define)
     flags.DEFINE_float("price", 0.0, "Of one chip for one hour, in any currency.", **define)
     config = configs.parse(arguments, values)
     topology = values.topology or config.topology
     if not topology:
         raise UserError("this config names no TPU slice; add one, such as --topology v4:2x2x4.")
-    found: Any = search(config, topology) if values.search else plan(config, topology, values.price)
+    found: Any = search(config, topology) if values.search else plan(config, topology, values.price, values.what)
     if values.json:
         print(json.dumps(found, indent=1))
     elif values.search:

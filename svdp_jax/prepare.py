@@ -28,6 +28,11 @@ Try it on drawn people:
     --landmarks files:films --limit yaw=0:50
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+
 import argparse
 import dataclasses
 import json
@@ -44,8 +49,8 @@ import numpy as np
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face, masks
-from svdp_jax.files import remove
-from svdp_jax.preparation import crops, encode, gates, ingest, jobs, left, pipeline, report, stages, work
+from svdp_jax.files import alone, apart, remove
+from svdp_jax.preparation import crops, encode, gates, ingest, jobs, left, pipeline, report, stages, triplets, work
 from svdp_jax.toy import footage
 from svdp_jax.values import declared
 from svdp_jax.weights import checkpoint
@@ -82,7 +87,10 @@ def parser() -> argparse.ArgumentParser:
     add("--pairs", choices=["self", *work.MAKERS],
         help="who drives: another person by LivePortrait (default), the clip itself, or a drawn person")  # fmt: skip
     add("--pair-weights", metavar="DIR", help="converted LivePortrait weights")
-    add("--codec", metavar="DIR", help="converted autoencoder, or pixels:FACTOR for the toy model")
+    add("--codec", metavar="DIR", help="converted autoencoder, small for the one that comes with the package, or pixels:FACTOR")
+    add("--export", choices=["triplets"],
+        help="in place of the last stage: pictures and videos of every pair, and triplets.jsonl, for other trainers")  # fmt: skip
+    add("--caption", default="a person is talking", metavar="TEXT", help="of all triplets (default %(default)r)")
     add("--seed", type=int, help=f"of who drives whom (default {defaults.seed})")
     add("--stage", choices=list(stages.STAGES), help="run this stage alone")
     add("--redo", choices=list(stages.STAGES), help="first throw away what this stage and later ones made, up to date or not")
@@ -107,12 +115,23 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
     if options.draw_toy:
         draw_toy(Path(options.videos[0]), options.draw_toy)
     out = options.out
-    names = [options.stage] if options.stage else list(stages.STAGES)
     settings = decide(options, out)
-    check(settings, names)
-    check_folder(out, options.redo)
+    check(settings, asked(options), options.export)
+    check_folder(out, options.redo, options.videos)
     listing = ingest.find(options.videos, options.list, settings.licence)
     out.mkdir(parents=True, exist_ok=True)
+    with alone(out, "another preparation"):
+        go_through(options, settings, listing, beam)
+
+
+def asked(options: argparse.Namespace) -> list[str]:
+    """The stages to run; what is exported are pairs, and needs no latents."""
+    return [options.stage] if options.stage else list(stages.STAGES)[: -1 if options.export else None]
+
+
+def go_through(options: argparse.Namespace, settings: jobs.Settings, listing: ingest.Listing, beam: list[str]) -> None:
+    """The stages, one after the other, and the report."""
+    out, names = options.out, asked(options)
     given, copies = stages.given(out, settings, listing.sources)
     check_films(out, given.sources)
     throw_away(out, options.redo)
@@ -133,6 +152,8 @@ def run(options: argparse.Namespace, beam: list[str]) -> None:
     counts = write_report(given, listing, copies)
     print("\n".join(f"{what}: {number}" for what, number in counts))
     print(f"See {out / 'report.html'}.")
+    if found and options.export:
+        print(f"{triplets.export(out, left.clips(out, given.sources), settings.size, options.caption)} is written.")
     if not found:
         raise UserError(f"no clip is left for --stage {name}; {out / 'report.html'} says why.")
 
@@ -189,6 +210,8 @@ def codec_of(choice: str | None) -> configs.Codec | None:
     kind, _, factor = choice.partition(":")
     if kind == "pixels" and factor.isdigit():
         return configs.Codec("pixels", int(factor))
+    if choice == "small":
+        return configs.Codec("small")
     return configs.Codec(weights=choice)
 
 
@@ -210,15 +233,17 @@ def record(out: Path, settings: jobs.Settings, names: list[str]) -> None:
     encode.write_json(out / "settings.json", before | now)
 
 
-def check(settings: jobs.Settings, names: list[str]) -> None:
+def check(settings: jobs.Settings, names: list[str], export: str | None = None) -> None:
     """What would fail after hours fails here."""
     gates.limited(list(settings.limits))
+    if export and (settings.pairs == "self" or "pairs" not in names):
+        raise UserError("--export triplets needs --pairs liveportrait or toy: a driver that is its target can be copied.")
     masks.check(settings.landmarks)
     if "pairs" in names and settings.pairs == "liveportrait":
         if not settings.pair_weights:
             raise UserError(NO_PAIRS)
         checkpoint.about(Path(settings.pair_weights))
-    if "encode" in names and settings.codec.kind != "pixels":
+    if "encode" in names and settings.codec.kind == "sd3":
         if not settings.codec.weights:
             raise UserError(NO_CODEC)
         checkpoint.about(Path(settings.codec.weights))
@@ -230,8 +255,14 @@ def check(settings: jobs.Settings, names: list[str]) -> None:
 # The folder: nothing in it is lost by mistake
 
 
-def check_folder(out: Path, redo: str | None) -> None:
+def check_folder(out: Path, redo: str | None, videos: list[str]) -> None:
     """UserError where OUT is not the folder of a preparation, or of one whose results do not say what they are."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder as OUT, new or to be gone on with.")
+    if out.resolve() in {Path(path).resolve() for path in videos}:
+        raise UserError(f"{out} is where the videos are; name another folder as OUT.")
+    for entry in stages.STAGES.values():
+        apart(out / entry.folder, *videos)
     there = [entry.folder for entry in stages.STAGES.values() if (out / entry.folder).exists()]
     if there and not (out / "settings.json").exists():
         raise UserError(f"{out / there[0]} is there and no preparation is; name a new folder as OUT.")

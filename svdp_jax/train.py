@@ -31,9 +31,9 @@ from jax._src import distributed  # the only way to its client, on which Orbax a
 from tqdm import tqdm
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.animator import Animator
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError, say_errors
-from svdp_jax.evaluation import toy_score
+from svdp_jax.evaluation import toy_codec, toy_score
 from svdp_jax.planning.chips import step_work
 from svdp_jax.training import preflight, records
 from svdp_jax.training.alarm import Watch, make_watch
@@ -193,6 +193,19 @@ def speak() -> None:
     package.propagate = False
 
 
+def score_video(config: configs.Config, workdir: Path) -> str:
+    return toy_score.table(toy_score.evaluate(SVDPEngine.load(workdir), config.evaluate, workdir / "results"))
+
+
+def score_codec(config: configs.Config, workdir: Path) -> str:
+    codec = checkpoint.load_network(workdir / "model")
+    return toy_codec.table(toy_codec.evaluate(codec, config.data, config.evaluate, workdir / "results"))
+
+
+SCORES = {"video": score_video, "codec": score_codec}  # of the finished model, as a table, by what was trained
+USES = {"video": "animate with --checkpoint {0}", "codec": "train a model with --config.model.codec.weights={0}"}
+
+
 def main(arguments: list[str]) -> None:
     if "--help" in arguments:
         print(__doc__)
@@ -211,9 +224,8 @@ def main(arguments: list[str]) -> None:
     if jax.process_index() > 0:
         return
     if config.data.source == "toy" and config.evaluate:
-        animator = Animator.load(workdir)
-        print(toy_score.table(toy_score.evaluate(animator, config.evaluate, workdir / "results")))
-    print(f"The model is in {workdir / 'model'}; animate with --checkpoint {workdir}.")
+        print(SCORES[config.trains](config, workdir))
+    print(f"The model is in {workdir / 'model'}; {USES[config.trains].format(workdir)}.")
 
 
 if __name__ == "__main__":

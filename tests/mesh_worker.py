@@ -25,7 +25,7 @@ from conftest import randomized, tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.animator import Animator, sampling_mesh
+from svdp_jax.engines.svdp import SVDPEngine, sampling_mesh
 from svdp_jax.models import attention
 from svdp_jax.models.mmdit import JointBlock
 from svdp_jax.models.svdp import SVDP
@@ -50,6 +50,7 @@ def config(mesh: tuple, scheme: str, temporal: str) -> configs.Config:
         dtype="float32",
         mesh=configs.Mesh(*mesh),
         flow=configs.Flow(dropout=(0, 0, 0, 1)),
+        stages=(configs.Stage(past=True),),
     )
 
 
@@ -73,7 +74,7 @@ def run(config: configs.Config, devices: list):
         gradient = jax.jit(jax.value_and_grad(training.make_loss(config, graph, codec_graph)))
         rows = parallel.own_rows(mesh, config.data.batch)
         batch = parallel.global_batch(pictures(config.data, rows), mesh, config.data.batch)
-        value, slopes = gradient(jax.tree.unflatten(tree, moved), state.constants, frozen, batch, jax.random.key(3), 1.0)
+        value, slopes = gradient(jax.tree.unflatten(tree, moved), state.constants, frozen, batch, jax.random.key(3), 0)
     return float(value), [np.asarray(x) for x in jax.tree.leaves(slopes)], state
 
 
@@ -110,10 +111,10 @@ def animated() -> list[dict]:
     found = []
     for count in (1, 2, 8):
         some = None if count == jax.device_count() else sampling_mesh(wanted, jax.devices()[:count])
-        animator = Animator(wanted, model, codec, mesh=some)  # by itself on all devices
-        frames = np.stack(list(animator.generate(people, drivers))).astype(int)
+        engine = SVDPEngine(wanted, model, codec, mesh=some)  # by itself on all devices
+        frames = np.stack(list(engine.generate(people, drivers))).astype(int)
         first = found[0]["frames"] if found else frames
-        found.append({"mesh": dict(animator.mesh.shape), "frames": frames, "away": int(np.abs(frames - first).max())})
+        found.append({"mesh": dict(engine.mesh.shape), "frames": frames, "away": int(np.abs(frames - first).max())})
     return [{name: run[name] for name in ("mesh", "away")} for run in found]
 
 

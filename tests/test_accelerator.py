@@ -45,9 +45,9 @@ def test_a_device_is_compared_in_output_and_gradient(rehearsal):
 
 
 def test_what_was_trained_can_be_shipped(rehearsal):
-    from svdp_jax.weights import shipped
+    from svdp_jax.weights import checkpoint
 
-    config, _ = shipped.load(rehearsal / "toy_model")
+    config, _ = checkpoint.load_model(rehearsal / "toy_model")
     assert config.data.size == 16
 
 

@@ -1,10 +1,13 @@
 """What a user gives is never replaced by what is made of it."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from svdp_jax import animate
+from svdp_jax import animate, prepare
+from svdp_jax.animator import Animator
 from svdp_jax.errors import UserError
 from svdp_jax.files import apart
 
@@ -32,3 +35,25 @@ def test_animate_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, given):
     assert left.value.code == 2 and (tmp_path / "clip.mp4").read_bytes() == b"the user's"
     said = capsys.readouterr().err
     assert ("would replace" if "output" in given else "is not between") in said
+
+
+@pytest.mark.parametrize("role", ["source", "driving", "landmarks"])
+def test_the_library_replaces_nothing_either(tmp_path, role):
+    given = {"source": np.zeros((64, 64, 3), np.uint8), "driving": "clip.mp4", role: tmp_path / "mine.mp4"}
+    (tmp_path / "mine.mp4").write_bytes(b"the user's")
+    with pytest.raises(UserError, match="would replace the input"):
+        Animator.load().save(tmp_path / "mine.mp4", **given)
+    assert (tmp_path / "mine.mp4").read_bytes() == b"the user's"
+
+
+@pytest.mark.parametrize("out", ["films", "films/a.mp4", "other/../films", "old"])
+def test_prepare_makes_nothing_where_the_videos_are(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    for path in ("films/a.mp4", "old/crops/b.mp4"):
+        Path(path).parent.mkdir(parents=True)
+        Path(path).write_bytes(b"the user's")
+    with pytest.raises(SystemExit) as left:
+        prepare.main(["old/crops" if out == "old" else "films", out, "--pairs=self", "--codec=pixels:4", "--size=64"])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and any(words in said for words in ("is a file", "where the videos are", "would replace"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.mp4", "b.mp4", "crops", "films", "old"]

@@ -9,8 +9,12 @@ from PIL import Image
 from test_animate import CONFIG
 
 from svdp_jax.animator import Animator
+from svdp_jax.config import Transfer
+from svdp_jax.engines.liveportrait import LivePortraitEngine
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments, scene
+from svdp_jax.faces.framing import Portrait
 
 PICTURE, FILM = np.zeros((32, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.uint8)
 NAN, HUGE = float("nan"), 10**30
@@ -32,16 +36,16 @@ STRANGE = (
     Image.new("RGB", (9, 9)),
 )
 FITTING = {
-    "source": PICTURE, "driving": FILM, "output": "out.mp4", "folder": None, "base": None, "face": np.int64(1), "driving_face": None,
+    "source": PICTURE, "driving": FILM, "output": "out.mp4", "folder": None, "base": None, "network": "svdp", "transfer": Transfer(), "face": np.int64(1), "driving_face": None,
     "source_crop": "none", "driving_crop": "auto", "landmarks": "a.npy", "fps": 25, "paste_back": False, "compare": True,
     "watch": False, "seed": 0, "sampling": CONFIG.sampling, "show": print, "finish": print, "crops": FILM,
-    "drivers": iter(FILM),
+    "drivers": iter(FILM), "frame": PICTURE, "drop": True, "segment": 4,
 }  # fmt: skip
 # What of STRANGE each argument can be given.
 TAKEN = {
-    "source": ("x", PICTURE), "driving": ("x",), "output": ("x",), "folder": (None, "x"), "base": (None, "x"), "driving_face": (None,),
+    "source": ("x", PICTURE), "driving": ("x",), "output": ("x",), "folder": (None, "x"), "base": (None, "x"), "network": (None, "x"), "transfer": (None,), "driving_face": (None,),
     "landmarks": (None, "x"), "fps": (1.5,), "paste_back": (True,), "compare": (True,), "watch": (True,),
-    "sampling": (None,), "drivers": ([], {}, PICTURE, FILM[:0]),
+    "sampling": (None,), "drivers": ([], {}, PICTURE, FILM[:0]), "frame": (PICTURE,), "drop": (True,), "segment": (None,),
 }  # fmt: skip
 
 
@@ -64,17 +68,24 @@ def test_every_argument_at_its_edges(name):
 
 
 def test_every_argument_is_declared():
-    calls = (Animator.animate, Animator.save, Animator.load, scene.prepare)
-    named = {name for call in calls for name in inspect.signature(call).parameters} - {"self", "finding", "size"}
+    calls = (Animator.animate, Animator.save, Animator.load, scene.prepare, SVDPEngine.generate, LivePortraitEngine.play)
+    named = {name for call in calls for name in inspect.signature(call).parameters} - {
+        "self",
+        "options",
+        "framing",
+        "past",
+        "ready",
+        "again",
+    }
     assert named <= set(arguments.ARGUMENTS)
 
 
 @pytest.fixture(scope="module")
 def animator() -> Animator:
     """One that would fail at the first computation."""
-    made = object.__new__(Animator)
-    made.config, made.size, made.provenance = CONFIG, 32, {}
-    return made
+    engine = object.__new__(SVDPEngine)
+    engine.config, engine.name, engine.framing, engine.fingerprint = CONFIG, "tiny", Portrait(32), "none"
+    return Animator(engine)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,11 @@ from test_animate import CONFIG
 from test_face import canvas
 
 from svdp_jax import demo
-from svdp_jax.animator import Animator, Step
+from svdp_jax.animator import Animator
+from svdp_jax.engines.engine import Step
+from svdp_jax.engines.svdp import SVDPEngine
+from svdp_jax.faces import face as faces, live
+from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.media import video
 from svdp_jax.media.images import write_image
 from svdp_jax.media.writer import VideoWriter
@@ -48,7 +52,7 @@ LONGEST = 5  # seconds
 def animator() -> Animator:
     """As many steps as a visitor needs time to look and to click."""
     config = dataclasses.replace(CONFIG, sampling=dataclasses.replace(CONFIG.sampling, steps=16))
-    return Animator(config, SVDP(CONFIG.model, nnx.Rngs(0)), checkpoint.load_codec(CONFIG.model.codec))
+    return Animator(SVDPEngine(config, SVDP(CONFIG.model, nnx.Rngs(0)), checkpoint.load_codec(CONFIG.model.codec)))
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +70,14 @@ def caller(served, tmp_path_factory) -> client.Client:
 @pytest.fixture
 def slow(animator, monkeypatch) -> list[float]:
     """Sampling steps that take a while; the times at which they began."""
-    began, original = [], animator.advance
+    began, original = [], animator.engine.advance
 
     def advance(*arguments):
         began.append(time.monotonic())
         time.sleep(0.15)
         return original(*arguments)
 
-    monkeypatch.setattr(animator, "advance", advance)
+    monkeypatch.setattr(animator.engine, "advance", advance)
     return began
 
 
@@ -137,7 +141,7 @@ def test_bad_input_is_one_sentence_and_the_page_lives_on(caller, drawn, tmp_path
 
 
 def test_only_what_visitors_gave_or_got_is_served(served):
-    weights = shipped.FOLDER / shipped.ARRAYS
+    weights = shipped.FOLDER / checkpoint.EXPORTED
     assert weights.is_file()
     for path in (
         "/etc/passwd",
@@ -490,10 +494,36 @@ SERIOUS = ("serious", "critical")
 def test_axe_finds_nothing_serious_that_is_ours(browser, served):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = opened(browser, served)
-    page.get_by_text("Faces and cropping").click(), page.get_by_text("Sampling").click()
+    page.get_by_text("Faces and cropping").click(), page.get_by_text("Settings").click()
     page.get_by_role("button", name="Animate").click()
     assert until(lambda: "Finished." in told(page))
     found = axe.Axe().run(page).response["violations"]
     print([(rule["id"], rule["impact"], [node["html"][:150] for node in rule["nodes"]]) for rule in found])
     serious = [(rule["id"], node["html"]) for rule in found if rule["impact"] in SERIOUS for node in rule["nodes"]]
     assert not serious
+
+
+def test_a_visitor_is_the_driver_and_sees_it_while_they_move(browser, served, monkeypatch, tmp_path):
+    """Chromium's fake camera; that a face is followed in it is left to a stand-in."""
+
+    def followed(frames, framing, pick, cropped):
+        for image in frames:
+            crop = faces.crop(image, faces.square(image), framing.driving_size)
+            yield DrivingFrame(crop, crop, live.now())
+
+    monkeypatch.setattr(live, "followed", followed)
+    flags = [*FLAGS, "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    chromium = browser.browser_type.launch(executable_path=CHROMIUM, args=flags)
+    page = chromium.new_context(permissions=["camera"]).new_page()
+    page.goto(served)
+    page.get_by_text("Example 1").click()
+    page.wait_for_selector("#preview img")
+    page.get_by_text("Live: you are the driver").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#camera button[aria-label='capture photo']").click()
+    rate, made = page.locator("#rate"), page.locator("#live img")
+    assert until(lambda: "frames a second" in rate.inner_text(), 60)
+    first = made.get_attribute("src")
+    assert until(lambda: made.get_attribute("src") != first)
+    page.screenshot(path=tmp_path / "live.png")
+    chromium.close()

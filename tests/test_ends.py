@@ -45,6 +45,19 @@ def test_a_command_that_hears_nothing_ends_too(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
 
 
+def test_a_command_whose_libraries_do_not_let_go_ends_too(tmp_path):
+    """As Beam's do, which wait for workers that were told to end before they had begun."""
+    work = "try: time.sleep(60)\n        finally: time.sleep(60)"
+    code = CODE.format(work=work).replace("def main", "from svdp_jax import errors\nerrors.TIDYING = 0.5\ndef main")
+    line = [sys.executable, "-c", code, str(tmp_path / "z.mp4")]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert errors == "\nanimate: stopped by Ctrl-C; nothing half-made is left.\n"
+    assert process.returncode == 128 + signal.SIGINT and not list(tmp_path.iterdir())
+
+
 # SQLite's loop runs in one call of C with Python's lock released, and hears nothing.
 DEAF = """
 import sqlite3

@@ -7,15 +7,17 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from conftest import REAL, tiny_model
+from conftest import REAL
 from flax import nnx
 from torch_reference import library
 
 import convert.__main__ as command
 from svdp_jax import config as configs, evaluate, prepare
+from svdp_jax.animator import Animator
 from svdp_jax.errors import UserError
 from svdp_jax.evaluation import clips, coding, measure, metrics, reenact, report, unseen
 from svdp_jax.faces import face, masks
+from svdp_jax.faces.framing import LivePortraitFraming, Portrait
 from svdp_jax.media import video
 from svdp_jax.media.images import resize
 from svdp_jax.media.writer import VideoWriter
@@ -271,7 +273,7 @@ def test_a_foreign_folder_is_not_replaced(tmp_path):
         (["--results", "nowhere", "--reference", "nowhere"], "nowhere is not a folder"),
         (["--results", "nowhere"], "something to be compared with"),
         (["--results", "a/../..=nowhere", "--reference", "x"], "a name of its own"),
-        (["--checkpoint", "nowhere"], "holds no trained model"),
+        (["--checkpoint", "nowhere"], "holds no model"),
         (["--method", "liveportrait"], "needs --data"),
         (["--method", "liveportrait", "--data", "."], "holds no video"),
         (["--results", "x", "--reference", "x", "--landmarks", "windows"], "give mediapipe:MODEL.task"),
@@ -338,18 +340,17 @@ def test_pairs_are_of_the_same_or_of_other_people(tmp_path):
 
 
 class Mirror:
-    """In place of a model: shows the source for ever, and keeps what it was given."""
+    """In place of an engine: shows the source for ever, and keeps what it was given."""
 
-    config, size = configs.Config("mirror", tiny_model(), configs.Data(size=64)), 64
-    provenance = {"comment": "a mirror"}
+    name, framing, fingerprint, data = "mirror", Portrait(64), "of a mirror", configs.Data(size=64)
 
     def __init__(self):
         self.given = []
 
-    def generate(self, source, driving):
-        self.given.append((source[0], []))
+    def play(self, source, driving):
+        self.given.append((source, []))
         for frame in driving:
-            self.given[-1][1].append(frame[0])
+            self.given[-1][1].append(frame.masked)
             yield source
 
 
@@ -358,8 +359,8 @@ def test_a_folder_is_reenacted_and_scored(portraits, tmp_path):
         frames = video.read_frames(portraits / f"{name}.mp4", stop=4)
         write(tmp_path / "data" / f"{name}.mp4", [frame.image for frame in frames])
     write(tmp_path / "data" / "faceless.mp4", noise(4, (96, 96)))
-    pairs = reenact.paired(unseen.find(tmp_path / "data", Mirror.config.data).clips, "self")
-    methods, refused = reenact.reenact([reenact.trained(Mirror())], pairs, 64, "self", tmp_path / "made")
+    pairs = reenact.paired(unseen.find(tmp_path / "data", Mirror.data).clips, "self")
+    methods, refused = reenact.reenact([reenact.animated(Animator(Mirror()))], pairs, 64, "self", tmp_path / "made")
     assert refused["mirror"].keys() == {"faceless"} and "no face" in refused["mirror"]["faceless"]
     out = tmp_path / "out"
     out.mkdir()
@@ -397,7 +398,7 @@ def test_the_stored_crops_and_masks_are_evaluated(prepared, tmp_path):
     assert [(c.name, c.person) for c in found.clips] == [("ann__1-000", "ann"), ("ann__2-000", "ann"), ("bob__1-000", "bob")]
     mirror = Mirror()
     methods, refused = reenact.reenact(
-        [reenact.trained(mirror)], reenact.paired(found.clips, "cross"), found.size, "cross", tmp_path / "made"
+        [reenact.animated(Animator(mirror))], reenact.paired(found.clips, "cross"), found.size, "cross", tmp_path / "made"
     )
     assert refused == {"mirror": {}} and found.size == 64
     crops = [[f.crop for f in c.portrait(64).frames()] for c in found.clips]
@@ -435,10 +436,11 @@ def test_the_baseline_stands_in_the_source_crop(prepared, tmp_path, monkeypatch)
     """Where LivePortrait changes nothing, the source comes back as it was."""
 
     class Same:
-        reenact = lambda self, source, driving: (source for _ in driving)
+        name, fingerprint, framing = "same", "none", LivePortraitFraming()
+        play = lambda self, source, driving: (source for _ in driving)
 
     checkpoint.save_weights(tmp_path / "liveportrait", "arcface", NETWORKS["arcface"], {"x": np.zeros(1, np.float32)})
-    monkeypatch.setattr(reenact.liveportrait.Reenactor, "load", lambda folder: Same())
+    monkeypatch.setattr(reenact.LivePortraitEngine, "load", lambda folder: Same())
     portrait = unseen.find(prepared, configs.Data()).clips[0].portrait(64)
     made = list(reenact.baseline(tmp_path).make(portrait, portrait))
     assert len(made) == BLOBS and np.abs(made[-1].astype(int) - portrait.first()).mean() < 1.5
@@ -459,7 +461,7 @@ def liveportrait(tmp_path_factory):
 
 @pytest.mark.parametrize("protocol", reenact.PROTOCOLS)
 def test_liveportrait_beside_a_model(prepared, liveportrait, tmp_path, monkeypatch, capsys, protocol):
-    monkeypatch.setattr(evaluate.Animator, "load", lambda folder: Mirror())
+    monkeypatch.setattr(evaluate.Animator, "load", lambda folder: Animator(Mirror()))
     run(monkeypatch, "--checkpoint", "mirror", "--method", "liveportrait", "--data", prepared,
         "--weights", liveportrait, "--protocol", protocol, "--output", tmp_path / "out")  # fmt: skip
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -478,8 +480,8 @@ def test_liveportrait_beside_a_model(prepared, liveportrait, tmp_path, monkeypat
 
 
 def test_another_size_and_missing_weights_are_refused(prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Mirror, "size", 32)
-    monkeypatch.setattr(evaluate.Animator, "load", lambda folder: Mirror())
+    monkeypatch.setattr(Mirror, "framing", Portrait(32))
+    monkeypatch.setattr(evaluate.Animator, "load", lambda folder: Animator(Mirror()))
     for arguments, words in (
         (["--checkpoint", "mirror"], "prepared with --size 64, but the model's pictures have 32"),
         (["--method", "liveportrait", "--weights", tmp_path], "then python -m convert liveportrait SRC"),

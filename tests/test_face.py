@@ -128,7 +128,7 @@ def test_bridge_goes_straight_from_side_to_side():
 
 def test_no_face_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no face"):
-        follow.source_box(canvas())
+        follow.one(canvas())
     with VideoWriter(tmp_path / "empty.mp4", Fraction(25)) as writer:
         for _ in range(7):
             writer.write(canvas())
@@ -228,7 +228,7 @@ def test_real_pictures(name):
     found, truth = follow.detect(image)[0], np.array(PICTURES[name])
     away = abs(np.array([found.left_eye, found.right_eye, found.mouth]) - truth) / abs(truth[1] - truth[0])
     assert (away < [0.15, 0.15, 0.25]).all()
-    box = follow.source_box(image)
+    box = face.crop_box(follow.one(image))
     assert box == face.crop_box(found) and face.crop(image, box, 128).shape == (128, 128, 3)
 
 

@@ -11,6 +11,7 @@ from convert.__main__ import main as convert
 from svdp_jax.errors import UserError
 from svdp_jax.evaluation import measure, metrics
 from svdp_jax.faces import cascades, face, follow, mesh, networks, scene, windows
+from svdp_jax.faces.framing import Portrait
 from svdp_jax.media import video
 from svdp_jax.media.images import read_image
 from svdp_jax.preparation import crops
@@ -61,7 +62,7 @@ def test_nothing_is_called_a_face(request, finder):
         request.getfixturevalue("face_networks")
     for name, image in wanting().items():
         with pytest.raises(UserError, match="--source-crop none.*--landmarks"):
-            follow.source_box(image, name=name)
+            follow.one(image, name=name)
 
 
 def test_a_driver_that_shows_a_face_in_few_frames_is_refused(face_networks, portraits):
@@ -76,7 +77,7 @@ def test_a_face_that_is_not_there_is_not_replaced_by_another(request, portraits,
     if finder == "networks":
         request.getfixturevalue("face_networks")
     with pytest.raises(UserError, match="s5.jpg: 1 face is found, so --face 3"):
-        scene.prepare(portraits / "s5.jpg", portraits / "d18.mp4", 64, face=3)
+        scene.prepare(portraits / "s5.jpg", portraits / "d18.mp4", Portrait(64), face=3)
 
 
 def test_glasses_do_not_make_a_mouth_a_face():

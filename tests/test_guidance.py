@@ -19,7 +19,7 @@ def total(conditions, copies=1):
 def test_guidance_is_the_papers_formula(null):
     s, d, p = 2.0, 2.5, 1.5
     weights = guidance.weights(Sampling(source=s, driving=d, past=p))
-    result = guidance.guided(total, CONDITIONS, weights, null)
+    result = guidance.guided(total, guidance.branches(CONDITIONS, weights, null))
     np.testing.assert_allclose(result, s * 1 + d * 10 + p * 100, rtol=1e-5)
 
 
@@ -36,7 +36,7 @@ def test_at_the_start_no_past_is_asked_for_and_nothing_twice(null, sampling):
     nothing = CONDITIONS | {"past": 0 * CONDITIONS["past"]}
     weights = guidance.weights(sampling)
     less = guidance.at_start(weights, null)
-    result = guidance.guided(predict, nothing, less, null)
+    result = guidance.guided(predict, guidance.branches(nothing, less, null))
     np.testing.assert_allclose(result.reshape(2, 3), sampling.source * 1 + sampling.driving * 10, rtol=1e-5)
     assert not {2, 3} <= set(less) and (null == "zeros" or all(past is None for past in asked))
     assert guidance.at_start(weights, null).keys() == weights.keys() or null == "drop" or {2, 3} <= set(weights)
@@ -60,7 +60,7 @@ def test_weights_of_one_ask_only_for_everything():
         return total(conditions)
 
     weights = guidance.weights(Sampling(source=1.0, driving=1.0, past=1.0))
-    result = guidance.guided(predict, CONDITIONS, weights, "zeros")
+    result = guidance.guided(predict, guidance.branches(CONDITIONS, weights, "zeros"))
     np.testing.assert_allclose(result, 111)
     assert calls == [1]
 

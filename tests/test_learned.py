@@ -18,12 +18,13 @@ from harness import STEPS, Run, differing, metrics, state
 
 from svdp_jax import config as configs, parallel, train
 from svdp_jax.animator import Animator
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.models import learned
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.training import preflight, records, start, step as training
 from svdp_jax.values import learn
-from svdp_jax.weights import checkpoint, shipped
+from svdp_jax.weights import adapter as adapter_files, checkpoint
 
 MIXED = r"video_.*=full image\.dual\.attn\.to_q\.kernel=frozen image\..*\.attn2?\..*kernel=lora:3 image\.norm_out\..*=full .*=frozen"
 
@@ -85,18 +86,18 @@ def test_low_rank_parts_have_the_gradient_that_the_chain_rule_gives():
     config = little_run.config(start="run", learn=r".*attn\..*kernel=lora:2 .*=frozen")
     plain = dataclasses.replace(config, start="", learn="all")
     random = np.random.default_rng(0)
-    graph, learns, rest = learned.parted(learned.network(config, nnx.Rngs(0)), config.learn)
+    graph, learns, rest = learned.parted(adapter_files.network(config, nnx.Rngs(0)), config.learn)
     noisy = lambda x: jnp.asarray(random.standard_normal(x.shape, np.float32) * 0.2)
     learns, rest = jax.tree.map(noisy, learns), jax.tree.map(noisy, learned.cast(rest, jnp.float32))
-    graph_whole, weights, constants = learned.abstract(plain)
+    graph_whole, weights, constants = adapter_files.abstract(plain)
     folded = {name: jnp.asarray(array) for name, array in learned.folded(arrays(learns, rest)).items()}
     weights, constants = (checkpoint.replaced(part, folded) for part in (weights, constants))
     codec_graph, frozen = start.load_frozen(config, parallel.make_mesh(config.mesh))
     batch, key = records.SOURCES["toy"], jax.random.key(1)
     batch = {name: part[None] for name, part in little_run.noise(config, None)(0).items()}
     gradient = lambda config, graph: jax.jit(jax.value_and_grad(training.make_loss(config, graph, codec_graph)))
-    loss, of_parts = gradient(config, graph)(learns, rest, frozen, batch, key, 1.0)
-    expected, of_kernels = gradient(plain, graph_whole)(weights, constants, frozen, batch, key, 1.0)
+    loss, of_parts = gradient(config, graph)(learns, rest, frozen, batch, key, 1)
+    expected, of_kernels = gradient(plain, graph_whole)(weights, constants, frozen, batch, key, 1)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     parts, slopes, kernels = (checkpoint.named(x) for x in (learns, of_parts, of_kernels))
     layers = {name.rpartition(".")[0] for name in parts}
@@ -178,15 +179,15 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(adapter, base, tmp_path):
 def test_its_folders_hold_what_learned_alone(adapter, base):
     for folder in (adapter / "model", adapter / "checkpoints" / str(STEPS)):
         names = set(checkpoint.stored_arrays(folder / "params"))
-        assert names == set(arrays(learned.abstract(little_run.config(start="run", learn="adapter"))[1]))
+        assert names == set(arrays(adapter_files.abstract(little_run.config(start="run", learn="adapter"))[1]))
     told = json.loads((adapter / "model" / "config.json").read_text())["adapter"]
     assert told["folder"] == str(base / "model") and told["learn"] == "adapter" and told["frozen"] == "int8"
 
 
-def frames(animator: Animator) -> np.ndarray:
+def frames(engine: SVDPEngine) -> np.ndarray:
     random = np.random.default_rng(0)
     source, driving = random.integers(0, 256, (1, 16, 16, 3), np.uint8), random.integers(0, 256, (2, 1, 16, 16, 3), np.uint8)
-    return np.stack(list(animator.generate(source, driving)))
+    return np.stack(list(engine.generate(source, driving)))
 
 
 def test_it_animates_as_it_was_trained_and_finds_its_base(adapter, base, tmp_path):
@@ -194,19 +195,19 @@ def test_it_animates_as_it_was_trained_and_finds_its_base(adapter, base, tmp_pat
     mesh = parallel.make_mesh(config.mesh)
     graph, fresh = start.initial_state(config, mesh)
     average = checkpoint.replaced(fresh.average, jax.device_put(checkpoint.load_arrays(adapter / "model")))
-    own = Animator(config, nnx.merge(graph, average, fresh.constants), checkpoint.load_codec(config.model.codec))
-    loaded = Animator.load(adapter)
+    own = SVDPEngine(config, nnx.merge(graph, average, fresh.constants), checkpoint.load_codec(config.model.codec))
+    loaded = Animator.load(adapter).engine
     assert loaded.config == configs.by_stage(config)[-1] and (frames(own) == frames(loaded)).all()
     moved = shutil.copytree(adapter, tmp_path / "adapter")
     file = moved / "model" / "config.json"
     file.write_text(file.read_text().replace(str(base), "/gone"))
     with pytest.raises(UserError) as error:
-        shipped.load(moved / "model")
+        Animator.load(moved)
     assert "is an adapter on weights that were at /gone/model" in str(error.value) and "--base DIR" in str(error.value)
     checkpoint.write_manifest(moved / "model")
-    assert (frames(Animator.load(moved, base)) == frames(loaded)).all()
+    assert (frames(Animator.load(moved, base=base).engine) == frames(loaded)).all()
     with pytest.raises(UserError, match="is no adapter"):
-        Animator.load(base, base)
+        Animator.load(base, base=base)
 
 
 def test_a_base_of_other_weights_is_refused(adapter, base, tmp_path):
@@ -214,7 +215,7 @@ def test_a_base_of_other_weights_is_refused(adapter, base, tmp_path):
     _, weights, constants = learned.parted(randomized(SVDP(config.model, nnx.Rngs(8))), "all")
     checkpoint.save_model(other / "model", config, weights, constants)
     with pytest.raises(UserError, match="holds other weights than those that the adapter .* was trained on"):
-        Animator.load(adapter, other)
+        Animator.load(adapter, base=other)
     again = little_run.config(start=str(other), learn="adapter", frozen="int8")
     with pytest.raises(UserError, match="what config.start names is not what it was started with"):
         preflight.check(again, Path(shutil.copytree(adapter, tmp_path / "work")))

@@ -47,6 +47,17 @@ def test_flicker_is_only_what_the_reference_has_not():
     np.testing.assert_allclose(metrics.flicker(2 * reference, reference), 10 / 255)
 
 
+def test_sharpness_is_the_energy_of_fine_waves_alone():
+    rows, columns = np.arange(24)[:, None], np.arange(40)
+    wave = lambda size, place, at: np.cos(np.pi / size * at * (place + 0.5))
+    coarse, fine = wave(24, rows, 5) * wave(40, columns, 15), wave(24, rows, 18) * wave(40, columns, 3)
+    picture = lambda a, b: np.repeat((128 + a * coarse + b * fine)[None, ..., None], 3, -1)
+    truth = picture(40, 20)
+    for a, b, expected in ((40, 20, 1), (10, 20, 1), (40, 5, 1 / 16), (0, 40, 4), (40, 0, 0)):
+        np.testing.assert_allclose(metrics.sharpness(picture(a, b), truth), expected, atol=1e-12)
+    assert np.isnan(metrics.sharpness(truth, picture(40, 0))).all()
+
+
 def test_drift_is_the_slope_per_hundred_frames():
     frames = np.arange(100)
     np.testing.assert_allclose(metrics.drift(0.3 + 0.002 * frames), 0.2)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import tiny_model
 from flax import nnx
+from safetensors.numpy import load_file
 
 from svdp_jax import config as configs
 from svdp_jax.models import layers
@@ -31,8 +32,8 @@ def test_a_folder_with_the_whole_table_loads(tmp_path):
 def test_the_shipped_model_has_the_positions_it_was_trained_with():
     """It was exported with its whole table: every crop is bit for bit of that."""
     folder = shipped.find()
-    stored = shipped.load_file(folder / shipped.ARRAYS)
-    _, model = shipped.load(folder)
+    stored = load_file(folder / checkpoint.EXPORTED)
+    _, model = checkpoint.load_model(folder)
     table = stored[f"image.{TABLE}"].astype(np.float32)
     np.testing.assert_array_equal(model.image.pos_embed.pos_embed, table)
     side, n = len(table), 4

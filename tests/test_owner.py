@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from svdp_jax import files
 from svdp_jax.errors import UserError
 from svdp_jax.training import owner
 
@@ -88,7 +89,7 @@ def test_of_many_that_race_one_has_the_folder(tmp_path):
 
 def test_a_lock_whose_file_was_taken_away_is_none(tmp_path, monkeypatch):
     """Its owner ended between the opening of the file and its locking."""
-    path, flock, times = tmp_path / ".lock", owner.fcntl.flock, []
+    path, flock, times = tmp_path / ".lock", files.fcntl.flock, []
 
     def late(descriptor, how):
         if not times:
@@ -96,8 +97,8 @@ def test_a_lock_whose_file_was_taken_away_is_none(tmp_path, monkeypatch):
         times.append(descriptor)
         flock(descriptor, how)
 
-    monkeypatch.setattr(owner.fcntl, "flock", late)
-    descriptor, _ = owner.locked(path)
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    descriptor, _ = files.locked(path)
     assert descriptor is not None and os.path.samestat(os.fstat(descriptor), path.stat()) and len(times) == 2
     os.close(descriptor)
 
@@ -143,7 +144,7 @@ def test_where_files_cannot_be_locked_signs_of_life_tell(elsewhere, tmp_path, mo
     def flock(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(owner.fcntl, "flock", flock)
+    monkeypatch.setattr(files.fcntl, "flock", flock)
     (tmp_path / "owner.json").unlink()
     with owned(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on .* is at work"):
         owner.Owner(tmp_path)

@@ -14,15 +14,18 @@ from test_face import canvas, draw
 
 from svdp_jax import prepare
 from svdp_jax.config import Backbone
+from svdp_jax.engines import liveportrait
+from svdp_jax.engines.liveportrait import Known, LivePortraitEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces import cascades, face, follow
+from svdp_jax.faces.framing import LivePortraitFraming
 from svdp_jax.media.images import read_image
 from svdp_jax.media.writer import VideoWriter
 from svdp_jax.models import keypoints
 from svdp_jax.models.keypoints import KEYPOINTS, Motion
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
 from svdp_jax.preparation import crops, encode, left, pairs
-from svdp_jax.preparation.pairs import LIMITS, Known, Measured, Reenactment, Reenactor, judge
+from svdp_jax.preparation.pairs import LIMITS, Measured, Reenactment, judge
 from svdp_jax.weights.checkpoint import named, save_weights
 
 TINY = LivePortraitConfig(
@@ -55,16 +58,16 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def reenactor(network):
-    return Reenactor(network, at_once=2)
+def engine(network):
+    return LivePortraitEngine(network, at_once=2)
 
 
 @pytest.fixture(scope="module")
-def clip(reenactor):
+def clip(engine):
     """A source, five driving frames of any size, and the result: two batches and a padded one."""
     source, *driving = photographs(6)
     driving[1] = cv2.resize(driving[1], (300, 300))
-    made = reenactor.reenact(source, driving)
+    made = Reenactment(engine, source, driving)
     return source, driving, made, list(made)
 
 
@@ -72,7 +75,7 @@ def test_frames_are_those_of_the_networks(clip, network):
     source, driving, made, frames = clip
     assert [frame.shape for frame in frames] == [(512, 512, 3)] * 5 and frames[0].dtype == np.uint8
     # As many at once as there, since sums are taken in another order otherwise.
-    s, *d = (jnp.float32(x)[None].repeat(2, 0) / 255 for x in pairs.ready([source, driving[0], driving[4]]))
+    s, *d = (jnp.float32(x)[None].repeat(2, 0) / 255 for x in liveportrait.ready([source, driving[0], driving[4]]))
 
     @jax.jit
     def alone(s, first, last):
@@ -93,7 +96,7 @@ def test_every_frame_is_measured_once(clip):
     assert judge(made).measures.keys() == LIMITS.keys()
 
 
-def test_memory_is_that_of_two_batches(reenactor):
+def test_memory_is_that_of_two_batches(engine):
     asked = []
 
     def endless():
@@ -101,16 +104,16 @@ def test_memory_is_that_of_two_batches(reenactor):
             asked.append(None)
             yield photographs(1)[0]
 
-    frames = iter(reenactor.reenact(photographs(1)[0], endless()))
+    frames = iter(Reenactment(engine, photographs(1)[0], endless()))
     for _ in range(3):
         next(frames)
-    assert len(asked) <= 3 * reenactor.count
+    assert len(asked) <= 3 * engine.count
 
 
 def test_numbers_that_are_not_finite(network):
     broken = nnx.clone(network)
     broken.generator.conv_img.bias[...] = jnp.full(12, jnp.nan)
-    made = Reenactor(broken, at_once=2).reenact(photographs(1)[0], photographs(2))
+    made = Reenactment(LivePortraitEngine(broken, at_once=2), photographs(1)[0], photographs(2))
     assert len(list(made)) == 2
     verdict = judge(made)
     assert not verdict.accepted and "not finite (broken 1.00" in verdict.reasons[0]
@@ -118,12 +121,12 @@ def test_numbers_that_are_not_finite(network):
 
 def test_weights_are_loaded_and_others_refused(tmp_path, network):
     save_weights(tmp_path / "weights", "liveportrait", TINY, named(nnx.state(network)))
-    loaded = Reenactor.load(tmp_path / "weights")
+    loaded = LivePortraitEngine.load(tmp_path / "weights")
     leaves = zip(jax.tree.leaves(loaded.state), jax.tree.leaves(nnx.state(network)), strict=True)
     assert all((a == b).all() for a, b in leaves)
     save_weights(tmp_path / "other", "sd35", Backbone(), {"x": np.zeros(1, np.float32)})
     with pytest.raises(UserError, match="holds 'sd35'; make weights with `python -m convert liveportrait"):
-        Reenactor.load(tmp_path / "other")
+        LivePortraitEngine.load(tmp_path / "other")
 
 
 # Judging: a clip without fault, and one fault at a time
@@ -151,7 +154,8 @@ def flawless(**changes):
         finite=np.ones(FRAMES, bool),
     )
     motion = Motion(SHAPES["b"][None], *[None] * 6)
-    made = Reenactment(Known(None, motion, None, np.array([0.1])), iter(()))
+    made = object.__new__(Reenactment)
+    made.known, made.black = Known(None, motion, None), 0.1
     clip = clip._replace(**{name: change(clip) for name, change in changes.items()})
     made.measured = [Measured(*(x[:4] for x in clip)), Measured(*(x[4:] for x in clip))]
     return made
@@ -203,7 +207,7 @@ def seen(middle, eyes, turn=1):
 
 def test_driving_crop():
     faces = [seen(200 + 100j, 50), seen(220 + 100j, 54)]
-    box = pairs.driving_box(face.Face(*[np.array(column) for column in zip(*faces)][:7]))
+    box = LivePortraitFraming().box(face.Face(*[np.array(column) for column in zip(*faces)][:7]))
     lips = 1.15 * 52  # from the eyes to the mouth
     side = 2.2 * 2.1 * lips
     assert box.side == round(side)
@@ -211,16 +215,15 @@ def test_driving_crop():
     assert box.top == pytest.approx(100 + 0.7 * lips - 0.1 * side - side / 2, abs=1)
 
 
-def test_source_crop_is_upright(monkeypatch):
+def test_source_crop_is_upright():
     turn = np.exp(1j * np.deg2rad(25))
     middle, eyes = 260 + 230j, 60
     image = np.zeros((500, 500, 3), np.uint8)
     marks = [middle - turn * eyes / 2, middle + turn * eyes / 2, middle + turn * eyes * cascades.MOUTH]
     for channel, mark in enumerate(marks):
         cv2.circle(image, (round(mark.real), round(mark.imag)), 6, tuple(255.0 * (np.arange(3) == channel)), -1)
-    only = face.Track(face.Face(*(np.array([x]) for x in seen(middle, eyes, turn)[:7])), np.array([True]))
-    monkeypatch.setattr(follow, "track", lambda *_: only)
-    crop = pairs.source_crop(image)
+    framing = LivePortraitFraming()
+    crop = framing.cut(image, framing.place(seen(middle, eyes, turn)))
     assert crop.shape == (512, 512, 3)
     found = [np.argwhere(crop[..., i] > 128).mean(0) for i in range(3)]
     scale = 512 / (2.3 * 2.1 * 1.15 * eyes)
@@ -234,11 +237,10 @@ def test_source_crop_is_upright(monkeypatch):
 
 def test_source_crop_of_a_photograph(portraits: Path):
     image = read_image(portraits / "s5.jpg")
-    crop = pairs.source_crop(image)
+    framing = LivePortraitFraming()
+    crop = framing.cut(image, framing.place(follow.one(image)))
     found = follow.detect(crop)[0]
     assert 0.3 < found.size / 512 < 0.6
-    with pytest.raises(UserError, match="no face is found"):
-        pairs.source_crop(np.zeros((64, 64, 3), np.uint8))
 
 
 # From films to records
@@ -261,9 +263,9 @@ def films(tmp_path_factory):
 
 
 @pytest.fixture
-def arguments(films, network, reenactor, tmp_path, monkeypatch):
+def arguments(films, network, engine, tmp_path, monkeypatch):
     save_weights(tmp_path / "weights", "liveportrait", TINY, named(nnx.state(network)))
-    monkeypatch.setattr(pairs, "loaded", lambda folder: reenactor)
+    monkeypatch.setattr(pairs, "loaded", lambda folder: engine)
     limits = ["seconds=0.1", "face=20", "sharpness=0", "frozen=0:1"]
     return [str(films), str(tmp_path / "out"), "--size", "128", "--codec", "pixels:4", "--pair-weights",
             str(tmp_path / "weights"), *(word for limit in limits for word in ("--limit", limit)), "--", "--runner=none"]  # fmt: skip

@@ -51,9 +51,25 @@ def test_frozen_kernels_need_no_gradients():
     assert beside == pytest.approx(streams + parts["attn2 projections"] * 32 / 1536, rel=0.01)
 
 
-@pytest.mark.parametrize("temporal", ["full", "factorized", "none"])
-def test_flops_are_those_that_the_compiler_counts(temporal):
-    model = tiny_model(temporal=temporal)
+def test_cached_references_take_little_of_a_step():
+    """At f=16, p=4, 512²; and with absent conditions dropped the branches of guidance cost what they hold."""
+    joint = full()
+    video = dataclasses.replace(joint.model.video, references="cached", null="drop")
+    cached = dataclasses.replace(joint, model=dataclasses.replace(joint.model, video=video))
+    whole = sum(flops.forward_flops(joint).values())
+    assert sum(flops.step_flops(cached).values()) < 0.62 * whole
+    by_level = [sum(flops.forward_flops(cached, level).values()) for level in range(4)]
+    assert by_level == sorted(by_level) and by_level[0] < 0.6 * by_level[3]
+    told = dataclasses.replace(cached, model=dataclasses.replace(cached.model, told=True), sampling=configs.Sampling(steps=4))
+    four = sum(flops.once_flops(told).values()) + 4 * sum(flops.step_flops(told).values())
+    assert sum(flops.segment_flops(told).values()) == pytest.approx(four)
+
+
+@pytest.mark.parametrize(
+    ("temporal", "references"), [("full", "joint"), ("full", "cached"), ("factorized", "joint"), ("none", "cached")]
+)
+def test_flops_are_those_that_the_compiler_counts(temporal, references):
+    model = tiny_model(temporal=temporal, references=references)
     backbone = dataclasses.replace(model.backbone, width=128, kernel="xla")
     model = dataclasses.replace(model, backbone=backbone)
     data = configs.Data(size=32, frames=4, past=2, batch=1)
@@ -109,7 +125,7 @@ def test_collectives_in_loops_count_as_often_as_they_run():
 
 def test_time_is_work_over_rates():
     """One chip at 100 TFLOP/s for matmuls and 50 for attention, 1 GB over 10 GB/s."""
-    config, chip = full(), chips.Chip(200, 32, 10, 0.5, {64: 50, 128: 50})
+    config, chip = full(), chips.Chip(200, 32, 1000, 10, 0.5, {64: 50, 128: 50})
     work = {"image stream": 1e15, "joint attention": 1e14, "attn2 attention": 0, "video attention": 0}
     times = chips.seconds(config, chip, work, clips=1, chips=1, bytes_sent=1e9, passes=(4, 3))
     assert times == {"matmuls": pytest.approx(40), "attention": pytest.approx(6), "network": pytest.approx(0.1)}

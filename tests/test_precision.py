@@ -28,10 +28,10 @@ def test_a_path_is_where_the_network_is_told_it_is():
 def test_sampler_state_and_guided_sum_are_exact_where_the_network_is_not(null):
     told = []
 
-    def network(x, times, text, pooled, **conditions):
-        assert {part.dtype for part in (x, text, pooled, *conditions.values())} == {jnp.dtype("bfloat16")}
-        told.append(times.dtype)
-        return jnp.full_like(x, 1 / 3)
+    def network(z, time, text, pooled, **conditions):
+        assert {part.dtype for part in (z, text, pooled, *conditions.values())} == {jnp.dtype("bfloat16")}
+        told.append(time.dtype)
+        return jnp.full_like(z, 1 / 3)
 
     config = configs.Model(video=configs.Video(null=null))
     z = flow.noise(jax.random.key(0), (2, 3, 4, 4, 16))

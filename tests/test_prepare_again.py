@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_prepare import LOOP, content
 
-from svdp_jax import prepare
+from svdp_jax import files, prepare
 from svdp_jax.evaluation import unseen
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter
@@ -372,3 +372,11 @@ def test_what_earlier_versions_made_is_read_and_not_gone_on_with(world, tmp_path
     assert "made by an earlier version" in said and "--redo faces" in said and content(out) == before
     world.prepare(out, "--redo", "faces")
     assert content(out) == fresh
+
+
+def test_two_at_once_in_one_folder_are_one_too_many(world, tmp_path, capsys):
+    with files.alone(tmp_path, "another preparation"):
+        world.prepare(tmp_path)
+    assert f"another preparation is at work in {tmp_path}; wait until it ends" in capsys.readouterr().err
+    world.prepare(tmp_path)
+    assert (tmp_path / "report.html").exists() and not (tmp_path / ".lock").exists()

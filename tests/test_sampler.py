@@ -11,7 +11,7 @@ from svdp_jax.diffusion import flow, sampler
 def test_euler_reaches_a_single_clean_point_exactly():
     clean = jnp.array([0.3, -1.2])
     noise = jnp.array([2.0, 0.5])
-    end = sampler.euler(lambda x, s: (x - clean) / s, noise, flow.schedule(5, 3.0))
+    end = sampler.euler(lambda x, s, r: (x - clean) / s, noise, flow.schedule(5, 3.0))
     np.testing.assert_allclose(end, clean, atol=1e-6)
 
 
@@ -20,7 +20,7 @@ def test_euler_converges_to_the_closed_form_of_gaussian_data():
     m, q = 0.7, 0.5
     noise = jnp.linspace(-2, 2, 9)
 
-    def velocity(x, s):
+    def velocity(x, s, r):
         variance = ((1 - s) * q) ** 2 + s**2
         slope = (s - (1 - s) * q**2) / variance
         return -m + slope * (x - (1 - s) * m)
@@ -38,9 +38,9 @@ def test_sampling_with_a_perfect_network_returns_the_truth_under_any_guidance():
     truth = jax.random.uniform(jax.random.key(0), (2, 3, 4, 4, 48))
     conditions = {"source": truth[:, 0], "driving": truth, "past": truth[:, :1]}
 
-    def network(x, s, text, pooled, source, driving, past):
-        assert text.shape[0] == pooled.shape[0] == len(x) == len(source)
-        return jnp.concatenate([truth] * (len(x) // 2))
+    def network(z, time, text, pooled, source, driving, past):
+        assert text.shape[0] == pooled.shape[0] == len(z) == len(source)
+        return jnp.concatenate([truth] * (len(z) // 2))
 
     out = sampler.sample(
         network,

@@ -8,6 +8,7 @@ from test_face import canvas, draw, drawn_clip
 
 from svdp_jax.errors import UserError
 from svdp_jax.faces import face, landmarks, paste, scene
+from svdp_jax.faces.framing import Portrait
 from svdp_jax.media import video
 from svdp_jax.toy import example
 
@@ -48,10 +49,10 @@ def test_none_takes_the_largest_centred_square(drawn):
     points = np.load(drawn.landmarks)[:6] + [20, 0]
     path = str(drawn.landmarks).replace("landmarks", "wide")
     np.save(path, points)
-    made = scene.prepare(drawn.source, wide, 64, source_crop="none", driving_crop="none", landmarks=path, fps=30)
-    assert made.box == (0, 0, 256) and made.driving.box == (30, 0, 256) and made.info.fps == 30
-    frames = list(made.driver())
-    np.testing.assert_array_equal(frames[3].crop, face.crop(wide[3], made.driving.box, 64))
+    made = scene.prepare(drawn.source, wide, Portrait(64), source_crop="none", driving_crop="none", landmarks=path, fps=30)
+    assert made.place == (0, 0, 256) and made.driver.driving.box == (30, 0, 256) and made.driver.info.fps == 30
+    frames = list(made.driver.frames())
+    np.testing.assert_array_equal(frames[3].crop, face.crop(wide[3], made.driver.driving.box, 64))
 
 
 def test_faces_are_chosen_apart_in_picture_and_video():
@@ -65,25 +66,25 @@ def test_faces_are_chosen_apart_in_picture_and_video():
         ({"face": 1, "driving_face": 0}, (100, 340)),
         ({"driving_face": 1}, (340, 100)),
     ]:
-        made = scene.prepare(image, clip, 32, **given)
-        assert abs(middle(made.box) - places[0]) < 12 and abs(middle(made.driving.box) - places[1]) < 12
+        made = scene.prepare(image, clip, Portrait(32), **given)
+        assert abs(middle(made.place) - places[0]) < 12 and abs(middle(made.driver.driving.box) - places[1]) < 12
 
 
 def test_a_lost_face_is_bridged_in_every_frame():
     images, truth = drawn_clip(40, hidden=range(15, 22))
-    made = scene.prepare(images[0], images, 96)
-    frames = list(made.driver())
-    assert len(frames) == 40 and face.missing(made.driving.track)[0][0] == 15
+    made = scene.prepare(images[0], images, Portrait(96))
+    frames = list(made.driver.frames())
+    assert len(frames) == 40 and face.missing(made.driver.track)[0][0] == 15
     assert all((frame.masked != face.GREY).any(-1).mean() > 0.05 for frame in frames)
 
 
 def test_it_does_not_matter_how_a_clip_begins(portraits):
     """No frame is a reference for the others: a clip from a wide open mouth on is followed as the whole is."""
-    whole = scene.prepare(portraits / "s9.jpg", portraits / "d18.mp4", 128)
+    whole = scene.prepare(portraits / "s9.jpg", portraits / "d18.mp4", Portrait(128))
     images = [frame.image for frame in video.read_frames(portraits / "d18.mp4", 84, 144)]
-    later = scene.prepare(portraits / "s9.jpg", images, 128)
-    assert abs(later.driving.box.side / whole.driving.box.side - 1) < 0.05
-    apart = later.driving.track.faces.left_eye - whole.driving.track.faces.left_eye[84:144]
+    later = scene.prepare(portraits / "s9.jpg", images, Portrait(128))
+    assert abs(later.driver.driving.box.side / whole.driver.driving.box.side - 1) < 0.05
+    apart = later.driver.track.faces.left_eye - whole.driver.track.faces.left_eye[84:144]
     assert np.median(abs(apart)) < 3 and abs(apart).max() < 8
 
 
@@ -93,8 +94,8 @@ def test_it_does_not_matter_how_a_clip_begins(portraits):
 def test_the_built_in_landmarks_keep_what_the_toy_world_keeps(drawn):
     """Against the exact regions, which `train` shows the model."""
     _, regions = example._render(np.array(example.PLAYS[0]))
-    made = scene.prepare(size=256, **drawn._asdict())
-    for index, frame in enumerate(made.driver()):
+    made = scene.prepare(framing=Portrait(256), **drawn._asdict())
+    for index, frame in enumerate(made.driver.frames()):
         kept = (frame.masked == frame.crop).all(-1) & (frame.masked != face.GREY).any(-1)
         true = np.asarray(sum(part[index] for part in regions)) > 0
         assert (kept & true).sum() > 0.95 * true.sum() and (kept & ~true).sum() < 0.06 * true.sum()
@@ -154,4 +155,4 @@ def test_bad_landmarks_are_one_sentence(tmp_path, content, sentence):
 )
 def test_arrays_that_are_no_pictures_are_refused(source, driving):
     with pytest.raises(UserError, match="an array uint8 .* not an array of"):
-        scene.prepare(source, driving, 16, source_crop="none")
+        scene.prepare(source, driving, Portrait(16), source_crop="none")

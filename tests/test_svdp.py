@@ -89,8 +89,8 @@ def test_shift_puts_three_pictures_side_by_side():
     embed.line[...] = jnp.stack([jnp.arange(12.0)] * 16, -1)
     corners = {shift: embed.crop(2, 2, shift)[:, [16, 0]].tolist() for shift in (-1, 0, 1)}
     assert corners[0] == [[5, 5], [5, 6], [6, 5], [6, 6]]
-    assert corners[svdp.SOURCE_SHIFT] == [[5, 3], [5, 4], [6, 3], [6, 4]]
-    assert corners[svdp.DRIVING_SHIFT] == [[5, 7], [5, 8], [6, 7], [6, 8]]
+    assert corners[svdp.SHIFTS["source"]] == [[5, 3], [5, 4], [6, 3], [6, 4]]
+    assert corners[svdp.SHIFTS["driving"]] == [[5, 7], [5, 8], [6, 7], [6, 8]]
 
 
 def test_shift_beyond_the_table_is_an_error():

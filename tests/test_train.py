@@ -16,8 +16,8 @@ from conftest import randomized, tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs, parallel, train
-from svdp_jax.animate import Animator
 from svdp_jax.diffusion import flow, guidance
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.svdp import SVDP
@@ -166,7 +166,7 @@ def test_accumulation_sees_the_whole_batch():
     gradient = jax.jit(jax.grad(training.make_loss(halves, graph, codec_graph)))
     keys = jax.random.split(jax.random.fold_in(training.stream(halves, training.NOISE), 0), 2)
     parts = ({name: part[i::2] for name, part in batch(COMMON).items()} for i in range(2))
-    one, other = (gradient(state.weights, state.constants, frozen, half, key, 0.0) for half, key in zip(parts, keys))
+    one, other = (gradient(state.weights, state.constants, frozen, half, key, 0) for half, key in zip(parts, keys))
     mean = jax.tree.map(lambda a, b: (a + b) / 2, one, other)
     expected = float(optax.tree.norm(mean))
     state, metrics = update(state, batch(COMMON))
@@ -250,15 +250,15 @@ def test_past_frames_matter():
 
     for seed in range(250):
         state, _ = update(state, clips(seed))
-    animator = Animator(config, nnx.merge(graph, state.average, state.constants), codec)
+    engine = SVDPEngine(config, nnx.merge(graph, state.average, state.constants), codec)
     unseen = clips(1000)
-    known = {name: animator.encode(unseen[name]) for name in ("source", "driving", "past")}
+    known = {name: engine.encode(unseen[name]) for name in ("source", "driving", "past")}
     noise = jax.random.normal(jax.random.key(0), known["driving"].shape)
     times = flow.schedule(config.sampling.steps, config.sampling.shift)
 
     def distance(conditions):
-        clean = animator.advance(animator.state, noise, times, guidance.weights(config.sampling), conditions)
-        first = np.asarray(animator.decode(clean)[:, 0], int)
+        clean = engine.advance(engine.state, noise, times, guidance.weights(config.sampling), conditions)
+        first = np.asarray(engine.decode(clean)[:, 0], int)
         return np.abs(first - unseen["past"][:, -1]).mean()
 
     assert distance(known) < 0.6 * distance(known | {"past": 0 * known["past"]})
@@ -279,7 +279,7 @@ def test_focus_weighs_the_loss_where_the_driver_is_seen():
     losses = {}
     for focus in (0.0, 3.0):
         config = tiny_config(flow=configs.Flow(focus=focus))
-        losses[focus] = float(training.loss(halve, parts | {"text": 0, "pooled": 0}, jax.random.key(0), config, 1.0))
+        losses[focus] = float(training.flow_loss(halve, None, parts | {"text": 0, "pooled": 0}, jax.random.key(0), config, 0))
     assert losses[3.0] == pytest.approx(4 * losses[0.0], rel=1e-5)
 
 

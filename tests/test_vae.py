@@ -13,7 +13,7 @@ from torch_reference import assert_close, count_ours, count_theirs, library, por
 
 from convert.vae import VAE, write_config
 from svdp_jax import config as configs, parallel
-from svdp_jax.animator import Animator
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec, each_frame, tiled
 from svdp_jax.weights.checkpoint import load_codec, named, replaced, save_weights
@@ -189,12 +189,12 @@ def test_chunks_bound_memory(local):
 
 
 @pytest.fixture(scope="module")
-def animator():
+def engine():
     """One that has an autoencoder."""
     backbone = dataclasses.replace(tiny_model().backbone, channels=4, blocks=1, dual=0)
     model = dataclasses.replace(tiny_model(), backbone=backbone, codec=configs.Codec("sd3", factor=2))
     config = configs.Config("coded", model, configs.Data(size=16, frames=2, past=1), dtype="float32")
-    return Animator(config, zeros(lambda: SVDP(model, nnx.Rngs(0))), zeros(lambda: Autoencoder(TINY, nnx.Rngs(0))))
+    return SVDPEngine(config, zeros(lambda: SVDP(model, nnx.Rngs(0))), zeros(lambda: Autoencoder(TINY, nnx.Rngs(0))))
 
 
 def zeros(make):
@@ -203,9 +203,9 @@ def zeros(make):
 
 
 @pytest.mark.parametrize("name, shape, dtype", [("encode", (32, 32, 3), np.uint8), ("decode", (16, 16, 4), np.float32)])
-def test_animate_codes_frame_by_frame_with_weights_that_are_arguments(animator, name, shape, dtype):
+def test_animate_codes_frame_by_frame_with_weights_that_are_arguments(engine, name, shape, dtype):
     """As constants they would be in the program twice; all frames at once need many times the memory."""
-    run, weights = getattr(animator, name).args
+    run, weights = getattr(engine, name).args
     constants, memory = [], []
     for frames in (4, 32):
         traced = run.trace(weights, jax.ShapeDtypeStruct((1, frames, *shape), dtype))

@@ -284,6 +284,7 @@ FEATURES = {
     "l1": compared(metrics.l1),
     "psnr": compared(metrics.psnr),
     "ssim": compared(metrics.ssim),
+    "sharpness": compared(metrics.sharpness),
     "flicker": compared(metrics.flicker, overlap=1),
     "colours": compared(metrics.colours),
     "lpips_alex": asked("lpips_alex"),

@@ -7,17 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from svdp_jax.animator import Animator, provenance
+from svdp_jax.animator import Animator
+from svdp_jax.engines.liveportrait import LivePortraitEngine
 from svdp_jax.errors import UserError
 from svdp_jax.evaluation import measure
 from svdp_jax.evaluation.clips import Folders
 from svdp_jax.evaluation.unseen import Clip, Portrait
 from svdp_jax.faces import face
-from svdp_jax.faces.paste import paste_turned
 from svdp_jax.media.images import write_image
 from svdp_jax.media.writer import VideoWriter
-from svdp_jax.preparation import pairs as liveportrait
-from svdp_jax.weights import shipped
 
 
 class Pair(NamedTuple):
@@ -54,38 +52,32 @@ def paired(clips: list[Clip], protocol: str) -> list[Pair]:
 
 class Method(NamedTuple):
     """Something that animates. make: from a source's and a driver's crops, a picture of that size for every frame
-    of the driver. tags: of the files, `animator.provenance`."""
+    of the driver. size: that the crops must have, None where any will do. tags: of the files, `animator.provenance`."""
 
     name: str
     make: Callable[[Portrait, Portrait], Iterator[np.ndarray]]
+    size: int | None
     tags: dict[str, str]
 
 
-def trained(animator: Animator) -> Method:
-    """A model of ours."""
+def animated(animator: Animator) -> Method:
+    """An engine, in its own framing of the crops, put back into the source's."""
+    engine, framing = animator.engine, animator.engine.framing
 
     def make(source: Portrait, driving: Portrait) -> Iterator[np.ndarray]:
-        masked = (frame.masked[None] for frame in driving.frames())
-        return (pictures[0] for pictures in animator.generate(source.first()[None], masked))
+        picture, seen = source.first(), face.at(source.track, 0)
+        place, crop, driver = framing.inside(picture, seen, driving.frames(), driving.track.faces)
+        return (framing.paste(picture, place, made) for made in engine.play(crop, driver))
 
-    return Method(animator.config.name, make, animator.provenance)
+    return Method(engine.name, make, framing.inside_size, animator.provenance)
 
 
 def baseline(weights: Path) -> Method:
-    """LivePortrait in its own crops, its relative motion, put back into the source's crop."""
+    """LivePortrait."""
     folder = weights / "liveportrait"
     if not folder.is_dir():
         raise UserError(f"--method liveportrait: {measure.no_weights('liveportrait', weights)}.")
-    reenactor = liveportrait.Reenactor.load(folder)
-
-    def make(source: Portrait, driving: Portrait) -> Iterator[np.ndarray]:
-        picture, box = source.first(), liveportrait.driving_box(driving.track.faces)
-        a, b = liveportrait.source_place(face.at(source.track, 0))
-        upright = face.warp(picture, a, b, (liveportrait.SOURCE_SIDE, liveportrait.SOURCE_SIDE))
-        seen = (face.crop(frame.crop, box, liveportrait.SIDE) for frame in driving.frames())
-        return (paste_turned(picture, a, b, frame) for frame in reenactor.reenact(upright, seen))
-
-    return Method("liveportrait", make, provenance(f"LivePortrait {shipped.fingerprint(folder)}"))
+    return animated(Animator(LivePortraitEngine.load(folder)))
 
 
 # By the name of --method: a folder of converted networks to a method.

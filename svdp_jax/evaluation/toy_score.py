@@ -22,19 +22,25 @@ from einops import rearrange
 from tqdm import tqdm
 
 from svdp_jax import config as configs
-from svdp_jax.animator import Animator
+from svdp_jax.animator import provenance
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.evaluation import metrics, report
 from svdp_jax.media.images import contact_sheet, enlarged, write_image
 from svdp_jax.media.writer import VideoWriter
+from svdp_jax.models.vae import encode_frames
 from svdp_jax.preparation.report import spread
 from svdp_jax.toy import fit, person, world
 from svdp_jax.training.records import to_uint8
+from svdp_jax.weights import checkpoint
 
 UNSEEN = 1 << 20  # seed of people and motions for scoring only
 FRAMES = 4  # of each clip: motion drifts slowly, so more clips tell more than longer ones
 BOARD_FRAMES = 4  # of each clip on the contact sheet
 LASTING = 40  # frames of a clip from which on drift and seams are told
 FITTED = 10  # frames of a clip, evenly over it, whose motion is measured: a frame takes 0.3 s of a core
+
+FEWEST = 8  # frames that a correlation is told from
+CONTROL = ("yaw", "pitch", "gaze_x", "gaze_y", "blink", "mouth_open")  # whose mean is `control`
 
 render = jax.jit(world.render, static_argnums=2)
 
@@ -48,20 +54,21 @@ class Clips(NamedTuple):
     identity: person.Identity
     driver: person.Identity
     motion: person.Motion
+    hidden: np.ndarray | None = None  # whether a part of the driver is, b f; None where none ever is
 
 
 def unseen_clips(data: configs.Data, count: int, frames: int = FRAMES) -> Clips:
     keys = jax.random.split(jax.random.key(UNSEEN), count)
-    draw = lambda key: world.triple(key, frames, 0, data.size, masked=data.masked)
+    draw = lambda key: world.triple(key, frames, 0, data.size, masked=data.masked, difficulty=data.difficulty)
     drawn = jax.jit(jax.vmap(draw))(keys)
     pictures = (to_uint8(drawn[name]) for name in ("source", "driving", "target"))
-    return Clips(*pictures, drawn["identity"], drawn["driver"], drawn["motion"])
+    return Clips(*pictures, drawn["identity"], drawn["driver"], drawn["motion"], np.asarray(drawn["hidden"]))
 
 
-def generate(animator: Animator, clips: Clips, sampling: configs.Sampling | None = None) -> np.ndarray:
+def generate(engine: SVDPEngine, clips: Clips, sampling: configs.Sampling | None = None) -> np.ndarray:
     """Videos (b f y x c) uint8 of all clips at once, segment after segment; `sampling` is the config's by default."""
     driving = np.moveaxis(clips.driving, 1, 0)
-    frames = animator.generate(clips.source, driving, sampling=sampling)
+    frames = engine.generate(clips.source, driving, sampling=sampling)
     return np.stack(list(tqdm(frames, total=len(driving), desc="Sampling", unit="frame")), 1)
 
 
@@ -146,12 +153,37 @@ def endurance(videos: np.ndarray, target: np.ndarray, segment: int) -> dict[str,
     }
 
 
+def feature_distance(videos: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Root mean square difference of latents of the small codec, whose deviation is about 1, by clip: (b,).
+
+    Unlike PSNR it does not prefer a blur: brightness counts no more than the shapes that make an eye. nan where it does not
+    divide the pictures.
+    """
+    codec = checkpoint.load_codec(configs.Codec("small"))
+    if videos.shape[2] % codec.factor:
+        return np.full(len(videos), np.nan)
+    encode = jax.jit(lambda frames: encode_frames(codec, frames))
+    pairs = zip(videos, target)
+    return np.array([np.sqrt(np.square(np.asarray(encode(made) - encode(true))).mean()) for made, true in pairs])
+
+
+def where_hidden(scores: dict[str, np.ndarray]) -> dict[str, float]:
+    """PSNR, dB, and mean correlation of the CONTROL motions, over the frames of `measured` in which a part of the driver
+    is hidden; nan where there are too few."""
+    hidden, some = scores["hidden"], scores["hidden"][:, spread(scores["hidden"].shape[1], FITTED)]
+    if some.sum() < FEWEST:
+        return {"psnr": np.nan, "control": np.nan}
+    fitted = correlation(*(person.Motion(*scores[name][some].T) for name in ("true", "fitted")))
+    psnr = 10 * np.log10(255**2 / np.maximum(scores["squares"][hidden].mean(), 1e-3))
+    return {"psnr": float(psnr), "control": float(np.mean([fitted[name] for name in CONTROL]))}
+
+
 def measured(clips: Clips, videos: np.ndarray, segment: int) -> dict[str, np.ndarray]:
     """All scores of videos (b f y x c) made in segments of so many frames, by clip: (b,) or (b f ...).
 
-    psnr, and trivial of repeating the source, dB; true and fitted motion (b f m) of FITTED frames,
-    in the order of `person.Motion`; identity_error and leak of `likeness` in these; what `endurance`
-    measures.
+    psnr, and trivial of repeating the source, dB; squares (b f), mean squared error by frame; hidden (b f), of the driver;
+    sharpness, `metrics.sharpness`; features, `feature_distance`; true and fitted motion (b f m) of FITTED frames, in the
+    order of `person.Motion`; identity_error and leak of `likeness` in these; what `endurance` measures.
     """
     some = spread(videos.shape[1], FITTED)
     fitted = fitted_motion(videos[:, some], clips.identity)
@@ -159,6 +191,10 @@ def measured(clips: Clips, videos: np.ndarray, segment: int) -> dict[str, np.nda
     repeated = np.broadcast_to(clips.source[:, None], clips.target.shape)
     scores = {
         "psnr": psnr(videos, clips.target), "trivial": psnr(repeated, clips.target),
+        "squares": np.square(videos.astype(np.float32) - clips.target).mean((2, 3, 4)),
+        "hidden": np.zeros(videos.shape[:2], bool) if clips.hidden is None else clips.hidden,
+        "features": feature_distance(videos, clips.target),
+        "sharpness": np.array([metrics.sharpness(made, true).mean() for made, true in zip(videos, clips.target)]),
         "true": np.stack(clips.motion, -1)[:, some], "fitted": np.stack(fitted, -1),
         "identity_error": identity_error, "leak": leak,
     }  # fmt: skip
@@ -177,7 +213,10 @@ def summary(scores: dict[str, np.ndarray]) -> dict:
     clips, frames = scores["error"].shape
     results = {"clips": clips, "frames": frames}
     results |= {"control": correlation(*motions(scores)), "control_error": control_error(*motions(scores))}
-    results |= {name: float(scores[name].mean()) for name in ("psnr", "trivial", "identity_error", "leak")}
+    results |= {
+        name: float(scores[name].mean()) for name in ("psnr", "trivial", "sharpness", "features", "identity_error", "leak")
+    }
+    results |= {"hidden": where_hidden(scores)} if scores["hidden"].any() else {}
     if frames >= LASTING:
         results |= {name: [float(scores[name].mean()), *metrics.interval(scores[name])] for name in ("drift", "seams_seen")}
     return results
@@ -190,9 +229,14 @@ def table(results: dict) -> str:
         "PSNR": f"{results['psnr']:.2f} dB",
         "PSNR of repeating the source": f"{results['trivial']:.2f} dB",
         "gain": f"{results['psnr'] - results['trivial']:+.2f} dB",
+        "fine detail over the truth's": f"{results['sharpness']:.2f}",
+        "distance of the codec's features": f"{results['features']:.3f}",
         "identity error": f"{results['identity_error']:.3f}",
         "leak of the driver's looks": f"{results['leak']:.2f}",
     }
+    if "hidden" in results:
+        rows["PSNR where the driver is hidden"] = f"{results['hidden']['psnr']:.2f} dB"
+        rows["control where the driver is hidden"] = f"{results['hidden']['control']:.2f}"
     if "drift" in results:
         drift, low, high = (1000 * value for value in results["drift"])
         rows["drift: growth of the error in 100 frames, ‰"] = f"{drift:+.2f} [{low:+.2f}, {high:+.2f}]"
@@ -205,7 +249,7 @@ def table(results: dict) -> str:
 def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict, provenance: dict[str, str]) -> None:
     """results.json, results.md, sample.mp4 and contact_sheet.png, both source | driving | generated | truth.
 
-    provenance: tags of the pictures, `Animator.provenance`.
+    provenance: tags of the pictures, `animator.provenance`.
     """
     (folder / "results.json").write_text(json.dumps(results, indent=2))
     (folder / "results.md").write_text(table(results) + "\n")
@@ -219,11 +263,11 @@ def write(folder: Path, clips: Clips, videos: np.ndarray, results: dict, provena
             writer.write(enlarged(contact_sheet(rows)))
 
 
-def evaluate(animator: Animator, count: int, folder: Path, frames: int = FRAMES) -> dict:
+def evaluate(engine: SVDPEngine, count: int, folder: Path, frames: int = FRAMES) -> dict:
     """Generates, scores and writes everything to the folder; returns the `summary`."""
-    clips = unseen_clips(animator.config.data, count, frames)
-    videos = generate(animator, clips)
-    results = summary(measured(clips, videos, animator.config.data.frames))
+    clips = unseen_clips(engine.config.data, count, frames)
+    videos = generate(engine, clips)
+    results = summary(measured(clips, videos, engine.config.data.frames))
     with report.whole(folder) as partial:
-        write(partial, clips, videos, results, animator.provenance)
+        write(partial, clips, videos, results, provenance(engine.fingerprint))
     return results

@@ -71,10 +71,9 @@ def optional(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
-def sampling(value) -> bool:
-    """Whether it's a config's; UserError for a number of it that is out of the range declared there."""
-    fits = isinstance(value, configs.Sampling)
-    return fits and bool(declared.build(configs.Sampling, dataclasses.asdict(value), "sampling"))
+def config(kind: type, name: str) -> Callable[[Any], bool]:
+    """Whether it's a config's part of this kind; UserError for a value in it that is not as declared there."""
+    return lambda value: isinstance(value, kind) and bool(declared.build(kind, dataclasses.asdict(value), name))
 
 
 BOOLEAN = ("True or False", lambda value: isinstance(value, (bool, np.bool_)))
@@ -90,9 +89,11 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "the path of a video, or pictures of one size as an array uint8 (f, h, w, 3) or a list",
         lambda value: path(value) or film(value),
     ),
+    "frame": ("a stream of pictures, each an array uint8 (h, w, 3)", lambda value: pictures(value, 3)),
     "output": ("the path of a file that ends in .mp4, .gif or .png", path),
     "folder": ("the path of a folder, or None", optional(path)),
     "base": ("the path of a folder, or None", optional(path)),
+    "network": ("the name of a network, or None", optional(path)),
     "face": (FACE, whole(0, FACES)),
     "driving_face": (f"{FACE}, or None", optional(whole(0, FACES))),
     "source_crop": CROP,
@@ -102,8 +103,11 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "paste_back": BOOLEAN,
     "compare": BOOLEAN,
     "watch": BOOLEAN,
+    "drop": BOOLEAN,
+    "segment": ("a whole number of frames from 1 to 1024, or None", optional(whole(1, 1024))),
     "seed": (f"a whole number from 0 to {SEEDS - 1}", whole(0, SEEDS - 1)),
-    "sampling": ("a config.Sampling, or None", optional(sampling)),
+    "sampling": ("a config.Sampling, or None", optional(config(configs.Sampling, "sampling"))),
+    "transfer": ("a config.Transfer, or None", optional(config(configs.Transfer, "transfer"))),
     "show": FUNCTION,
     "finish": FUNCTION,
     "crops": (

@@ -1,7 +1,7 @@
 """Faces found in a picture by networks: seen by a detector, and confirmed by a mesh that is fed its own crop again.
 
-A mesh lies upright on an upside-down face, and with certainty; only the detector's score is lower there. So
-where it is in doubt, a picture is looked at in all four quarter turns, and the best score counts.
+A mesh lies upright on an upside-down face, and with certainty; only the detector's scores are lower there. So
+where it is in doubt, a picture is looked at in all four quarter turns, and the direction with most of them counts.
 """
 
 from collections.abc import Iterator
@@ -21,17 +21,24 @@ OVERLAP = 0.3  # intersection over union of boxes that show the same face
 TILED = (640, 1280)  # longest sides of the copies that are looked at tile by tile
 TILE_STEP = 0.75  # of a tile's side from each tile to the next
 TURNS = (0, 1, 2, 3)  # quarters
+# Presence that the mesh must have, first in the detector's crop and then in its own: it is sure of nearly all faces, and
+# of what it lies askew on it is not. Chosen on the table of docs/faces.md.
+AT_FIRST, AGAIN = 0.76, 0.9
+NARROWEST, WIDE = 36, 1.5  # pixels of a face that is taken, as the narrower ones are a guess; its width, in those of both eyes
+CLEAR = 0.7  # share of what speaks for one direction that may speak for another
 
 
 class Candidate(NamedTuple):
     centre: complex
     across: complex  # its upper edge: as long as the box, and turned as the eyes are
     score: float
+    votes: float  # sum of the scores of all that it stands for
 
 
 class Seen(NamedTuple):
     mesh: mesh.Mesh
     score: float
+    clear: bool  # whether both eyes are in the picture, and it is certain which way it is turned
 
 
 def find(files, image: np.ndarray, tiled: bool = True) -> list[Seen]:
@@ -39,7 +46,7 @@ def find(files, image: np.ndarray, tiled: bool = True) -> list[Seen]:
     seen = _confirmed(files, image, _whole(files, image))
     if not seen and tiled:
         seen = _confirmed(files, image, _tiles(files, image))
-    return sorted(seen, key=lambda s: -mesh.face_of(s.mesh).size)
+    return sorted((s for s in seen if s.clear), key=lambda s: -mesh.face_of(s.mesh).size)
 
 
 def _whole(files, image: np.ndarray) -> list[Candidate]:
@@ -89,7 +96,7 @@ def _fitted(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
 
 
 def _scaled(c: Candidate, scale: float) -> Candidate:
-    return Candidate(c.centre / scale, c.across / scale, c.score)
+    return c._replace(centre=c.centre / scale, across=c.across / scale)
 
 
 def _look(files, name: str, picture: np.ndarray, turn: int) -> list[Candidate]:
@@ -110,8 +117,8 @@ def _look(files, name: str, picture: np.ndarray, turn: int) -> list[Candidate]:
     for row, score in zip(values, scores[likely]):
         eyes = row[3] - row[2]
         across = row[1].real * eyes / (abs(eyes) or 1)
-        found.append(Candidate((back * row[0] + corner) * side, back * across * side, float(score)))
-    return _merged(found)
+        found.append(Candidate((back * row[0] + corner) * side, back * across * side, float(score), 0.0))
+    return [c._replace(votes=c.score) for c in _merged(found)]
 
 
 def _anchors() -> np.ndarray:
@@ -127,17 +134,33 @@ ANCHORS = _anchors()
 
 
 def _merged(found: list[Candidate]) -> list[Candidate]:
-    """One candidate for each face, the likeliest first: the mean, by score, of those that overlap it and are turned alike."""
-    rest, merged = sorted(found, key=lambda c: -c.score), []
+    """One candidate for each face, the likeliest first."""
+    return [directions[0] for directions in _faces(found)]
+
+
+def _faces(found: list[Candidate]) -> Iterator[list[Candidate]]:
+    """For each face, the likeliest first, one candidate for each direction in which it is seen.
+
+    That is the mean, by score, of those that overlap and are turned alike; its votes are all of theirs.
+    """
+    rest = sorted(found, key=lambda c: -c.score)
     while rest:
-        best = rest[0]
-        same = [c for c in rest if _overlap(best, c) > OVERLAP]
-        rest = [c for c in rest if _overlap(best, c) <= OVERLAP]
-        alike = [c for c in same if (c.across / best.across).real > 0.7 * abs(c.across / best.across)]
-        weights = np.array([c.score for c in alike])
-        centre, across = (np.average([getattr(c, what) for c in alike], weights=weights) for what in ("centre", "across"))
-        merged.append(Candidate(complex(centre), complex(across), best.score))
-    return merged
+        face = rest[0]
+        same = [c for c in rest if _overlap(face, c) > OVERLAP]
+        rest = [c for c in rest if _overlap(face, c) <= OVERLAP]
+        directions = []
+        while same:
+            ray = same[0].across
+            alike = [(c.across / ray).real > 0.7 * abs(c.across / ray) for c in same]
+            directions.append(_mean([c for c, is_alike in zip(same, alike) if is_alike]))
+            same = [c for c, is_alike in zip(same, alike) if not is_alike]
+        yield directions
+
+
+def _mean(alike: list[Candidate]) -> Candidate:
+    weights = np.array([c.score for c in alike])
+    centre, across = (np.average([getattr(c, what) for c in alike], weights=weights) for what in ("centre", "across"))
+    return Candidate(complex(centre), complex(across), alike[0].score, sum(c.votes for c in alike))
 
 
 def _overlap(p: Candidate, q: Candidate) -> float:
@@ -150,14 +173,29 @@ def _overlap(p: Candidate, q: Candidate) -> float:
 
 def _confirmed(files, image: np.ndarray, found: list[Candidate]) -> list[Seen]:
     seen: list[Seen] = []
-    for candidate in _merged(found):
-        first = mesh.look(files, image, *mesh.square_view(candidate.centre, mesh.BOX_VIEW * candidate.across, "mesh"))
-        second = mesh.look(files, image, *mesh.view(first.points))
-        where = mesh.face_of(second)
-        moved = abs(where.centre - candidate.centre) / abs(candidate.across)
-        turned = (where.right_eye - where.left_eye) / candidate.across
-        upright = turned.real > 0.5 * abs(turned)
-        known = any(abs(where.centre - mesh.face_of(s.mesh).centre) < 0.3 * where.size for s in seen)
-        if second.presence > mesh.PRESENT and moved < 0.5 and upright and not known:
-            seen.append(Seen(second, candidate.score))
+    for directions in _faces(found):
+        looks = sorted((_looked_at(files, image, c) for c in directions), key=lambda look: -look[0])
+        (certain, best), rivals = looks[0], looks[1:]
+        known = best and any(abs(_centre(best) - _centre(s)) < 0.3 * mesh.face_of(s.mesh).size for s in seen)
+        if best and not known:
+            seen.append(best._replace(clear=best.clear and all(rival < CLEAR * certain for rival, _ in rivals)))
     return seen
+
+
+def _looked_at(files, image: np.ndarray, c: Candidate) -> tuple[float, Seen | None]:
+    """What the mesh makes of a candidate, None where it is no face; and how much speaks for it."""
+    first = mesh.look(files, image, *mesh.square_view(c.centre, mesh.BOX_VIEW * c.across, "mesh"))
+    second = mesh.look(files, image, *mesh.view(first.points))
+    where = mesh.face_of(second)
+    turned = (where.right_eye - where.left_eye) / c.across
+    stays = abs(where.centre - c.centre) < 0.5 * abs(c.across) and turned.real > 0.5 * abs(turned)
+    wide = abs(second.points[mesh.CORNERS[1]] - second.points[mesh.CORNERS[0]]) * WIDE > NARROWEST
+    h, w = image.shape[:2]
+    eyes_shown = all(0 <= eye.real < w and 0 <= eye.imag < h for eye in (where.left_eye, where.right_eye))
+    sure = first.presence > AT_FIRST and second.presence > AGAIN
+    certain = c.votes * c.score**3 * min(first.presence, second.presence)
+    return certain, Seen(second, c.score, eyes_shown) if stays and wide and sure else None
+
+
+def _centre(seen: Seen) -> complex:
+    return mesh.face_of(seen.mesh).centre

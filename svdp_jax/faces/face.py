@@ -22,8 +22,9 @@ CIRCLE = np.exp(2j * np.pi * np.arange(64) / 64)
 class Face(NamedTuple):
     """One face, or with a leading axis f the faces of a clip; complex pixels, `size` the box's side.
 
-    The last two are known only of a face that networks found: outlines (64,) of what is kept of it, four
-    of sixteen points (`faces.mesh`), and how far the head is turned to the right in the picture, degrees.
+    The last three are known only of a face that networks found: outlines (64,) of what is kept of it, four
+    of sixteen points (`faces.mesh`), how far the head is turned to the right in the picture, degrees, and
+    how open left eye, right eye and lips are (3,), height over width.
     """
 
     centre: Any  # complex, or an array of them, as all places; the others float
@@ -35,6 +36,7 @@ class Face(NamedTuple):
     confidence: Any  # 0..1
     outlines: Any = None
     yaw: Any = None
+    opening: Any = None
 
 
 class Track(NamedTuple):
@@ -72,6 +74,12 @@ def crop_box(faces: Face) -> Box:
     return Box(round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2 - HEADROOM * side), round(side))
 
 
+def square(picture: np.ndarray) -> Box:
+    """The largest centred one."""
+    h, w = picture.shape[:2]
+    return Box((w - min(h, w)) // 2, (h - min(h, w)) // 2, min(h, w))
+
+
 def crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """The square `box` of the picture at `size` pixels; beyond the picture its edge is repeated."""
     left, top, side = box
@@ -95,7 +103,7 @@ def moved(face: Face, a: complex, b: complex) -> Face:
     """`face` with every place z at a * z + b."""
     points = (a * z + b for z in (face.left_eye, face.right_eye, face.nose, face.mouth))
     outlines = None if face.outlines is None else a * face.outlines + b
-    return Face(a * face.centre + b, abs(a) * face.size, *points, face.confidence, outlines, face.yaw)
+    return Face(a * face.centre + b, abs(a) * face.size, *points, face.confidence, outlines, face.yaw, face.opening)
 
 
 def outlines_mask(outlines: np.ndarray, size: int) -> np.ndarray:
@@ -112,11 +120,11 @@ def mask_driving(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], image, np.uint8(GREY))
 
 
-def warp(image, a: complex, b: complex, size):
-    """Picture whose pixel z shows `image` at a * z + b."""
+def warp(image, a: complex, b: complex, size, border: int = cv2.BORDER_REPLICATE):
+    """Picture whose pixel z shows `image` at a * z + b, and beyond it what OpenCV's `border` says."""
     matrix = np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=border)
 
 
 def _span(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:

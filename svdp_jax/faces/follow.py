@@ -11,7 +11,7 @@ import numpy as np
 
 from svdp_jax.errors import UserError
 from svdp_jax.faces import cascades, detector, mesh, motion, networks
-from svdp_jax.faces.face import Box, Face, Track, crop_box, moved
+from svdp_jax.faces.face import Face, Track, at, moved
 
 SEARCH_EVERY = 5  # frames without a face between searches
 AROUND = 2.5  # side of the part that is searched first where a face was lost, in sides of its box
@@ -55,9 +55,9 @@ def track(images: Iterable[np.ndarray], pick: int = 0, name: str = "picture") ->
     return seen
 
 
-def source_box(image: np.ndarray, pick: int = 0, name: str = "picture") -> Box:
-    """The portrait square of the `pick`-th largest face of a picture; UserError where there is none."""
-    return crop_box(track([image], pick, name).faces)
+def one(image: np.ndarray, pick: int = 0, name: str = "picture") -> Face:
+    """The `pick`-th largest face of a picture; UserError where there is none."""
+    return at(track([image], pick, name), 0)
 
 
 def chosen(found: list, pick: int, name: str):

@@ -45,6 +45,13 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+# Of left eye, right eye and lips: points of the upper edge, of the lower one, and both corners.
+OPENINGS = {
+    68: (([37, 38], [41, 40], (36, 39)), ([43, 44], [47, 46], (42, 45)), ([62], [66], (48, 54))),
+    **dict.fromkeys((468, 478), (([159], [145], (33, 133)), ([386], [374], (362, 263)), ([13], [14], (61, 291)))),
+}  # fmt: skip
+
+
 class Landmarks(NamedTuple):
     points: np.ndarray  # (f, k) complex pixels, bridged where no face was seen
     track: face.Track
@@ -108,7 +115,16 @@ def _faces(points: np.ndarray, found: np.ndarray) -> face.Face:
     size = abs(eyes[1] - eyes[0]) / (face.EYES[1] - face.EYES[0]).real
     down = 1j * (eyes[1] - eyes[0]) / abs(eyes[1] - eyes[0])
     centre = (eyes[0] + eyes[1]) / 2 - down * face.EYES[0].imag * size
-    return face.Face(centre, size, *eyes, nose, mouth, found.astype(float))
+    return face.Face(centre, size, *eyes, nose, mouth, found.astype(float), opening=opening(points))
+
+
+def opening(points: np.ndarray) -> np.ndarray | None:
+    """(..., 3) height over width of left eye, right eye and lips, of points (..., k); None where these are too few."""
+    if points.shape[-1] not in OPENINGS:
+        return None
+    height = lambda upper, lower: abs(points[..., upper].mean(-1) - points[..., lower].mean(-1))
+    width = lambda corners: np.maximum(abs(points[..., corners[0]] - points[..., corners[1]]), 1e-6)
+    return np.stack([height(up, low) / width(corners) for up, low, corners in OPENINGS[points.shape[-1]]], -1)
 
 
 def region_mask(points: np.ndarray, box: face.Box, size: int) -> np.ndarray:

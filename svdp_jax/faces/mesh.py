@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from svdp_jax.faces import face, networks
-from svdp_jax.faces.landmarks import LAYOUTS, Layout
+from svdp_jax.faces.landmarks import LAYOUTS, Layout, opening
 from svdp_jax.media.images import resize
 
 POINTS = 468
@@ -107,7 +107,7 @@ def face_of(mesh: Mesh) -> face.Face:
     turned = yaw(mesh)
     # The likeliest frame of a clip makes its source picture, so that a head that is turned away counts less.
     confidence = mesh.presence * float(np.cos(np.deg2rad(turned)))
-    return face.Face(centre, size, left, right, nose, mouth, confidence, regions(mesh), turned)
+    return face.Face(centre, size, left, right, nose, mouth, confidence, regions(mesh), turned, opening(mesh.points))
 
 
 def yaw(mesh: Mesh) -> float:

@@ -3,20 +3,21 @@
 Nothing here needs a network, so a scene can be looked at before anything is computed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from svdp_jax.faces import arguments, face as faces, follow as following, landmarks as points
 from svdp_jax.faces.arguments import CROPS as CROPS
 from svdp_jax.faces.driving import Driving, DrivingFrame, driving_frames, prepare_driving
-from svdp_jax.faces.paste import paste
+from svdp_jax.faces.framing import Framing
 from svdp_jax.media import video
 from svdp_jax.media.images import enlarged, read_image, side_by_side
 
+OPTIONS = ("face", "driving_face", "source_crop", "driving_crop", "landmarks", "fps")  # of `prepare`
 FPS = Fraction(25)  # of pictures that come without a rate
 
 
@@ -26,7 +27,7 @@ def quietly(items, **about):
 
 
 class Take(NamedTuple):
-    """One finished frame beside what it was made from; all (size, size, 3) uint8."""
+    """One finished frame beside what it was made from; all square, uint8."""
 
     made: np.ndarray
     crop: np.ndarray
@@ -34,33 +35,68 @@ class Take(NamedTuple):
     time: Fraction  # seconds
 
 
-class Scene(NamedTuple):
-    picture: np.ndarray  # (h, w, 3) uint8, whole
-    box: faces.Box  # the portrait in it
-    source: np.ndarray  # (size, size, 3) uint8, that portrait
+def taken(made: np.ndarray, frame: DrivingFrame) -> Take:
+    return Take(made, frame.crop, frame.masked, frame.time)
+
+
+class Driver(NamedTuple):
+    """A driving video in which the face was followed."""
+
     driving: Driving
     points: np.ndarray | None  # (f, k) complex pixels, where a landmark file gives them
-    info: video.VideoInfo  # of the driving video
+    info: video.VideoInfo
+    framing: Framing
 
-    def driver(self) -> Iterator[DrivingFrame]:
-        """The driving frames, cropped and masked, one in memory at a time."""
+    @property
+    def track(self) -> faces.Track:
+        return self.driving.track
+
+    def frames(self) -> Iterator[DrivingFrame]:
+        """Cropped and masked, one in memory at a time."""
         known, driving = self.points, self.driving
         mask = None if known is None else lambda index: points.region_mask(known[index], driving.box, driving.size)
-        return driving_frames(driving, mask)
+        return driving_frames(driving, mask, self.framing.windows)
+
+
+class Recorded(NamedTuple):
+    """A driver of whom an engine has kept what it needs, and that is no picture."""
+
+    rows: Sequence[DrivingFrame]
+    info: video.VideoInfo
+
+    @property
+    def track(self) -> faces.Track:
+        return faces.Track(faces.Face(*[None] * 7), np.ones(len(self.rows), bool))
+
+    def frames(self) -> Iterator[DrivingFrame]:
+        return iter(self.rows)
+
+
+class Scene(NamedTuple):
+    picture: np.ndarray  # (h, w, 3) uint8, whole
+    place: Any  # of the portrait in it, as the framing tells it
+    source: DrivingFrame  # (size, size, 3), that portrait
+    driver: Driver | Recorded
+    framing: Framing
 
     def shown(self, take: Take, compare: bool = False, paste_back: bool = False) -> np.ndarray:
         """The result as it is written: alone or beside what it was made from, enlarged where it is
         small; where pasted back, the whole picture at its own size."""
-        made = paste(self.picture, self.box, take.made) if paste_back else enlarged(take.made)
+        made = self.framing.paste(self.picture, self.place, take.made) if paste_back else enlarged(take.made)
         if not compare:
             return made
-        return side_by_side([*map(enlarged, (self.source, take.crop, take.masked)), made])
+        return side_by_side([*map(enlarged, (self.source.crop, *self.views(take))), made])
+
+    def views(self, frame: DrivingFrame | Take) -> tuple[np.ndarray, ...]:
+        """The driver's crop, and what is seen of it where that is not all; nothing of one that was only recorded."""
+        seen = (frame.crop, frame.masked) if self.framing.windows else (frame.crop,)
+        return () if frame.crop is None else seen
 
 
 def prepare(
     source,
     driving,
-    size: int,
+    framing: Framing,
     *,
     face: int = 0,
     driving_face: int | None = None,
@@ -73,7 +109,7 @@ def prepare(
     """Finds, crops and masks what an animation needs. UserError where there is no face.
 
     source: a picture, as a path or (h, w, 3) uint8. driving: a video, as a path or pictures
-    (f, h, w, 3) uint8 at `fps`. size: of the crops in pixels. face: which face of the picture, 0
+    (f, h, w, 3) uint8 at `fps`. framing: of the crops. face: which face of the picture, 0
     being the largest; driving_face: which of the video, the same by default. source_crop and
     driving_crop: "auto" crops around the face, "none" takes the largest centred square, as of
     portraits that are cropped already. landmarks: a file of the driver's, `faces.landmarks`.
@@ -83,14 +119,31 @@ def prepare(
         source=source, face=face, driving_face=driving_face, source_crop=source_crop, driving_crop=driving_crop,
         landmarks=landmarks, show=show,
     )  # fmt: skip
-    picture = source_picture(source)
-    box = square(picture) if source_crop == "none" else following.source_box(picture, face, named(source))
+    picture, place, cut = portrait(source, framing, face, source_crop)
+    pick = face if driving_face is None else driving_face
+    driver = watched(driving, framing, pick, driving_crop, landmarks, fps, show)
+    return Scene(picture, place, cut, driver, framing)
+
+
+def watched(
+    driving, framing: Framing, face: int = 0, crop: str = "auto", landmarks=None, fps: Fraction = FPS, show: Callable = quietly
+) -> Driver | Recorded:
+    """First pass over a driving video, with the arguments of `prepare`."""
     clip = as_clip(driving, fps)
+    if isinstance(clip, Recorded):
+        return clip
     info = video.probe(clip)
     progress = partial(show, total=info.frames, desc="Following the face", unit="frame")
-    pick = face if driving_face is None else driving_face
-    followed = follow(clip, info, size, pick, driving_crop, landmarks, progress)
-    return Scene(picture, box, faces.crop(picture, box, size), *followed, info)
+    return Driver(*follow(clip, info, framing, face, crop, landmarks, progress), info, framing)
+
+
+def portrait(source, framing: Framing, face: int, crop: str) -> tuple[np.ndarray, Any, DrivingFrame]:
+    """The whole source picture, the place of its portrait, and the portrait."""
+    picture = source_picture(source)
+    seen = None if crop == "none" else following.one(picture, face, named(source))
+    place = framing.place(seen) if seen else framing.whole(faces.square(picture))
+    cut = framing.cut(picture, place)
+    return picture, place, DrivingFrame(cut, cut, opening=seen and seen.opening)
 
 
 def source_picture(source) -> np.ndarray:
@@ -99,8 +152,8 @@ def source_picture(source) -> np.ndarray:
 
 
 def as_clip(driving, fps: Fraction):
-    """A path or `video.Clip` as it is; pictures as a `video.Clip`."""
-    if isinstance(driving, video.Clip):
+    """A path, `video.Clip` or Recorded as it is; pictures as a `video.Clip`."""
+    if isinstance(driving, (video.Clip, Recorded)):
         return driving
     arguments.check(driving=driving, fps=fps)
     pictures = isinstance(driving, (np.ndarray, list, tuple))
@@ -111,19 +164,13 @@ def named(source) -> str:
     return "the picture" if isinstance(source, np.ndarray) else str(source)
 
 
-def square(picture: np.ndarray) -> faces.Box:
-    """The largest centred one."""
-    h, w = picture.shape[:2]
-    return faces.Box((w - min(h, w)) // 2, (h - min(h, w)) // 2, min(h, w))
-
-
-def follow(clip, info: video.VideoInfo, size, pick, crop, landmarks, progress) -> tuple:
+def follow(clip, info: video.VideoInfo, framing: Framing, pick, crop, landmarks, progress) -> tuple:
     """First pass over the driving video: a Driving, and the points of a landmark file or None."""
     if landmarks is None:
-        given, driving = None, prepare_driving(clip, size, pick, progress)
+        given, driving = None, prepare_driving(clip, framing.driving_size, pick, progress, framing.box)
     else:
         given, track = points.read(landmarks, info.frames)
-        driving = Driving(clip, track, faces.crop_box(track.faces), size)
+        driving = Driving(clip, track, framing.box(track.faces), framing.driving_size)
     if crop == "none":
-        driving = driving._replace(box=square(next(video.read_frames(clip, stop=1)).image))
+        driving = driving._replace(box=faces.square(next(video.read_frames(clip, stop=1)).image))
     return driving, given

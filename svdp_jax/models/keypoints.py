@@ -4,8 +4,9 @@ A face is 21 points: canonical ones, which belong to the person, turned with the
 the expression, scaled and placed. Points are row vectors (x, y, z) in units of half a picture;
 z has no place of its own. Leading dimensions broadcast: one source goes with many driving frames.
 
-Source: Guo et al. 2024 (arXiv 2407.03168). Its expression-friendly multiplier is not here: driven
-relatively, the first frame's points are the source's own, so that it is always one.
+Source: Guo et al. 2024 (arXiv 2407.03168); which points are eyes and lips, KwaiVGI/LivePortrait. Its
+expression-friendly multiplier is not here: driven relatively, the first frame's points are the source's
+own, so that it is always one.
 """
 
 from typing import NamedTuple
@@ -21,6 +22,31 @@ TAKEN = np.zeros((KEYPOINTS, 3), bool)
 TAKEN[[1, 2, 6, *range(11, 21)]] = True
 TAKEN[[3, 4, 9], 1] = True
 TAKEN[[5, 8, 9], 2] = True
+
+
+EVERY = np.ones((KEYPOINTS, 3), bool)
+LIPS, EYES = (
+    np.isin(np.arange(KEYPOINTS), points)[:, None] & EVERY for points in ([6, 12, 14, 17, 19, 20], [11, 13, 15, 16, 18])
+)
+
+
+class Region(NamedTuple):
+    """What of the driver moves the source; all else stays as it is."""
+
+    pose: bool  # rotation and place
+    scale: bool  # of relative motion, absolute one leaves it
+    relative: np.ndarray  # k 3, of the expression
+    absolute: np.ndarray
+
+
+NONE = ~EVERY
+REGIONS = {
+    "all": Region(True, True, EVERY, TAKEN),
+    "exp": Region(False, False, EVERY, TAKEN),
+    "pose": Region(True, False, NONE, NONE),
+    "lip": Region(False, False, LIPS, LIPS),
+    "eyes": Region(False, False, EYES, EYES),
+}
 
 
 class Motion(NamedTuple):
@@ -65,19 +91,23 @@ def points(motion: Motion) -> jax.Array:
     return placed(motion.canonical, turn, motion.expression, motion.scale, motion.translation)
 
 
-def relative(source: Motion, first: Motion, now: Motion) -> jax.Array:
+def relative(source: Motion, first: Motion, now: Motion, region: Region = REGIONS["all"]) -> jax.Array:
     """The source's keypoints, moved as the driver has moved since the `first` frame: b k 3."""
-    turn = rotation(now) @ transposed(rotation(first)) @ rotation(source)
-    expression = source.expression + (now.expression - first.expression)
-    scale = source.scale * (now.scale / first.scale)
-    translation = source.translation + (now.translation - first.translation)
-    return placed(source.canonical, turn, expression, scale, translation)
+    turn, scale, translation = rotation(source), source.scale, source.translation
+    if region.pose:
+        turn = rotation(now) @ transposed(rotation(first)) @ turn
+        translation = translation + (now.translation - first.translation)
+    if region.scale:
+        scale = scale * (now.scale / first.scale)
+    change = jnp.where(region.relative, now.expression - first.expression, 0)
+    return placed(source.canonical, turn, source.expression + change, scale, translation)
 
 
-def absolute(source: Motion, now: Motion) -> jax.Array:
+def absolute(source: Motion, now: Motion, region: Region = REGIONS["all"]) -> jax.Array:
     """The source's keypoints in the driver's pose, place and expression: b k 3."""
-    expression = jnp.where(TAKEN, now.expression, source.expression)
-    return placed(source.canonical, rotation(now), expression, source.scale, now.translation)
+    pose = now if region.pose else source
+    expression = jnp.where(region.absolute, now.expression, source.expression)
+    return placed(source.canonical, rotation(pose), expression, source.scale, pose.translation)
 
 
 def stitched(driven: jax.Array, change: jax.Array) -> jax.Array:

@@ -179,16 +179,24 @@ def scan(step: Callable, modules: nnx.Module | dict[str, nnx.Module], carry, pol
 
     `policy` is one of POLICIES: what to keep for the backward pass. A stack of one may change the carry's shape.
     """
+    return walk(lambda module, carry, _: (step(module, carry), None), modules, carry, policy=policy)[0]
+
+
+def walk(step: Callable, modules: nnx.Module | dict[str, nnx.Module], carry, beside=None, policy: str = "none"):
+    """Runs `carry, out = step(module, carry, part)` over a stack and the parts of a tree `beside` it (layers ...):
+    the last carry, and what came out of all (layers ...)."""
     graph, state = nnx.split(modules)
     count = jax.tree.leaves(state)[0].shape[0]
     few = count <= FEW_LAYERS
 
-    def body(carry, state):
-        return step(nnx.merge(graph, parallel.gathered(state)), carry), None
+    def body(carry, parts):
+        state, beside = parts
+        return step(nnx.merge(graph, parallel.gathered(state)), carry, beside)
 
     # A loop keeps what is computed again apart from the first time by itself; the barriers that
     # straight-line code needs for it would also keep the compiler from fusing across them.
     kept = jax.checkpoint(body, policy=POLICIES[policy], prevent_cse=few) if POLICIES[policy] else body
     if count == 1:
-        return kept(carry, jax.tree.map(lambda x: x[0], state))[0]
-    return jax.lax.scan(kept, carry, state, unroll=few)[0]
+        carry, out = kept(carry, jax.tree.map(lambda x: x[0], (state, beside)))
+        return carry, jax.tree.map(lambda x: x[None], out)
+    return jax.lax.scan(kept, carry, (state, beside), unroll=few)

@@ -9,7 +9,6 @@ of others is 1 here.
 what it adds to a layer is lost with the scan, and where several layers are read as one product it finds none.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -17,23 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.models.layers import Linear
-from svdp_jax.models.svdp import SVDP
 from svdp_jax.values import learn
 
 LARGEST = 127  # of int8, on both sides of zero
 PARTS, SCALE = ("lora_a", "lora_b"), "kernel_scale"
-
-
-def network(config: configs.Config, rngs: nnx.Rngs) -> SVDP:
-    """The video model with all that the config's table adds to it and takes from it."""
-    return built(config.model, config.learn, config.frozen, rngs)
-
-
-def built(model: configs.Model, table: str, frozen: str, rngs: nnx.Rngs) -> SVDP:
-    return adapted(SVDP(model, rngs), table, frozen, rngs)
 
 
 def adapted(model: Any, table: str, frozen: str, rngs: nnx.Rngs) -> Any:
@@ -101,16 +89,6 @@ def parted(model: Any, table: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
 
     graph, weights, constants = nnx.split(model, learns, ...)
     return graph, weights, constants
-
-
-def abstract(config: configs.Config) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """`parted` of the config's network, with shapes in place of arrays."""
-    return shapes(config.model, config.learn, config.frozen)
-
-
-@lru_cache(maxsize=8)  # tracing the full size takes a second
-def shapes(model: configs.Model, table: str, frozen: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    return parted(nnx.eval_shape(lambda: built(model, table, frozen, nnx.Rngs(0))), table)
 
 
 def cast(tree, dtype):

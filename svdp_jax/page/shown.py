@@ -8,8 +8,7 @@ import time
 import cv2
 import numpy as np
 
-from svdp_jax.animator import Step
-from svdp_jax.faces import face as faces
+from svdp_jax.engines.engine import Step
 from svdp_jax.media.images import resize
 
 LARGEST = 480  # pixels of a whole picture's longer side
@@ -51,11 +50,9 @@ def picture(image: np.ndarray, about: str) -> str:
     return f'<img alt="{html.escape(about)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
 
 
-def framed(image: np.ndarray, box: faces.Box) -> np.ndarray:
-    """The picture with its crop drawn in, small enough for a page."""
+def framed(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """The picture with its crop drawn in, whose corners are x + iy, small enough for a page."""
     scale = min(1.0, LARGEST / max(image.shape[:2]))
-    corners = [
-        (round(x * scale), round(y * scale)) for x, y in ((box.left, box.top), (box.left + box.side, box.top + box.side))
-    ]
+    points = np.round(np.stack([corners.real, corners.imag], -1) * scale).astype(np.int32)
     small = resize(image, (round(image.shape[1] * scale), round(image.shape[0] * scale))).copy()
-    return cv2.rectangle(small, *corners, (0, 200, 0), 3)
+    return cv2.polylines(small, [points], True, (0, 200, 0), 3)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from svdp_jax.page.live import Show
+
 RESULTS, EXAMPLES = "results", "examples"  # folders beside those of the uploads
 KEPT = 3  # results of one visitor; older ones are deleted
 FORGOTTEN = 3600  # seconds until what belongs to nobody, or to a page that was closed, is deleted
@@ -57,6 +59,7 @@ class Visit:
         self.given = USUAL
         self.files: set[Path] = set()  # all that were ever given in it
         self.running: threading.Event | None = None  # the animation under way; set when it is to stop
+        self.show: Show | None = None  # what is made of the camera
         self.seen, self.closed = time.time(), False
         self._numbers = itertools.count(1)
 
@@ -67,6 +70,9 @@ class Visit:
         """Ends the animation under way, if there is one, at its next sampling step."""
         if self.running:
             self.running.set()
+        if self.show:
+            self.show.close()
+            self.show = None
 
     def new_paths(self) -> tuple[str, str]:
         """Where a result and its comparison go; makes room for them."""

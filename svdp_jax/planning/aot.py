@@ -1,5 +1,6 @@
 """Compiles the train step and the sampler for devices that need not be there, and tells their memory."""
 
+import dataclasses
 import os
 import re
 
@@ -9,10 +10,11 @@ import numpy as np
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.diffusion import sampler
+from svdp_jax.diffusion import guidance, sampler
 from svdp_jax.errors import UserError
+from svdp_jax.models.svdp import SVDP
 from svdp_jax.planning.flops import text_tokens
-from svdp_jax.training import step
+from svdp_jax.training import own_past, step
 from svdp_jax.weights.checkpoint import CODECS
 
 GIB = 1 << 30
@@ -37,7 +39,7 @@ def slice_devices(topology: str) -> list:
     from jax.experimental import topologies
 
     name, more = GENERATIONS[generation]
-    if shape == "1x1":  # a host with one chip; else they have four
+    if set(shape) <= set("1x"):  # else hosts have four
         more = more | {"chips_per_host_bounds": (1, 1, 1)}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}", num_slices=1, **more)
@@ -58,6 +60,7 @@ def abstract_batch(config: configs.Config, mesh) -> dict:
     """A training batch as shapes: pictures, or what records hold."""
     d, model = config.data, config.model
     leading = {"source": (), "past": (d.past,), "target": (d.frames,), "driving": (d.frames,)}
+    leading |= {"past_driving": (d.past,)} if own_past.needed(config) else {}
     side = d.size // model.codec.factor
     frame = dict.fromkeys(leading, ((d.size, d.size, 3), jnp.uint8))
     if d.source == "records":
@@ -75,15 +78,26 @@ def compile_train(config: configs.Config, mesh):
     graph, state = step.abstract_state(config, mesh)
     codec = nnx.eval_shape(lambda: CODECS[config.model.codec.kind](config.model.codec))
     codec_graph, codec = nnx.split(codec)
-    frozen = abstract(step.Frozen(codec, prompt_shapes(config)), mesh)
+    frozen = abstract(step.Frozen(codec, prompt_shapes(config)), mesh)._replace(teacher=abstract_teacher(config, mesh))
     update = step.make_update(config, graph, codec_graph)
     with jax.set_mesh(mesh):
         return update.lower(state, frozen, abstract_batch(config, mesh)).compile(), state
 
 
-def sampled_clips(mesh) -> int:
-    """How many clips the sampler makes at once, so that its four branches fill the mesh."""
-    return max(1, mesh.shape["data"] * mesh.shape["fsdp"] // 4)
+def abstract_teacher(config: configs.Config, mesh) -> tuple | None:
+    """A student's teacher as shapes: the paper's own, whose conditions are joint."""
+    if not config.teacher:
+        return None
+    video = dataclasses.replace(config.model.video, references="joint")
+    untold = dataclasses.replace(config.model, told=False, video=video)
+    graph, weights = nnx.split(nnx.eval_shape(lambda: SVDP(untold, nnx.Rngs(0))))
+    layouts, dtype = parallel.parameter_shardings(weights, mesh), jnp.dtype(config.dtype)
+    return graph, jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, dtype, sharding=layout), weights, layouts)
+
+
+def sampled_clips(config: configs.Config, mesh) -> int:
+    """How many clips the sampler makes at once, so that the branches of guidance fill the mesh."""
+    return max(1, mesh.shape["data"] * mesh.shape["fsdp"] // len(guidance.weights(config.sampling, config.model.told)))
 
 
 def abstract_latents(config: configs.Config, clips: int, layout=None) -> dict:
@@ -110,7 +124,7 @@ def segment_sampler(config: configs.Config, graph: nnx.GraphDef):
 
 def compile_sample(config: configs.Config, mesh):
     """The compiled sampler of one segment, all steps, weights in the config's dtype."""
-    clips, dtype = sampled_clips(mesh), jnp.dtype(config.dtype)
+    clips, dtype = sampled_clips(config, mesh), jnp.dtype(config.dtype)
     graph, state = step.abstract_state(config, mesh)
     kind = lambda x: x.dtype if jnp.issubdtype(x.dtype, jnp.integer) else dtype  # as `learned.cast`
     weights = jax.tree.map(

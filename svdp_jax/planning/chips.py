@@ -5,27 +5,28 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax import config as configs
-from svdp_jax.planning.flops import tokens_per_frame, train_flops
+from svdp_jax.planning.flops import target_flops, tokens_per_frame, train_flops
 from svdp_jax.training.journal import Work
 
 
 class Chip(NamedTuple):
-    """One chip: peak bf16 TFLOP/s, HBM in GiB, network GB/s each way (the maker's pages), the
+    """One chip: peak bf16 TFLOP/s, HBM in GiB and its GB/s, network GB/s each way (the maker's pages), the
     share of the peak that matmuls reach (MaxText's published MFU), and attention TFLOP/s at head
     sizes 64 and 128 (tokamax, forward, 16384 tokens; v4 and v5e scaled from v5p by their peaks)."""
 
     peak: float
     memory: float
+    bandwidth: float
     network: float
     matmul: float
     attention: dict[int, float]
 
 
 CHIPS = {
-    "v4": Chip(275, 32, 300, 0.589, {64: 126, 128: 246}),
-    "v5e": Chip(197, 16, 200, 0.669, {64: 91, 128: 176}),
-    "v5p": Chip(459, 95, 600, 0.715, {64: 211, 128: 410}),
-    "v6e": Chip(918, 32, 448, 0.503, {64: 174, 128: 330}),
+    "v4": Chip(275, 32, 1200, 300, 0.589, {64: 126, 128: 246}),
+    "v5e": Chip(197, 16, 819, 200, 0.669, {64: 91, 128: 176}),
+    "v5p": Chip(459, 95, 2765, 600, 0.715, {64: 211, 128: 410}),
+    "v6e": Chip(918, 32, 1638, 448, 0.503, {64: 174, 128: 330}),
 }
 # Peak bf16 TFLOP/s of one device, by what JAX calls it.
 TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
@@ -36,7 +37,7 @@ def step_work(config: configs.Config, devices: list) -> Work:
     """What a train step is worth on these devices; what is computed anew counts once."""
     d = config.data
     tokens = d.batch * (d.frames + d.past) * tokens_per_frame(config)
-    tflop = d.batch * train_flops(config) / 1e12
+    tflop = d.batch * (train_flops(config) + sum(target_flops(config).values())) / 1e12
     return Work(tokens, tflop, sum(PEAKS.get(device.device_kind, 0) for device in devices))
 
 

@@ -3,17 +3,22 @@
 The compiler's count knows nothing of what attention kernels do.
 """
 
+import dataclasses
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 
+import jax
 import numpy as np
 
 from svdp_jax import config as configs
+from svdp_jax.diffusion import guidance
 from svdp_jax.models import learned
 from svdp_jax.values import learn
+from svdp_jax.weights import adapter
 from svdp_jax.weights.checkpoint import named
 from svdp_jax.weights.prompts import TEXTS
 
+ALL = 3  # of the levels of `diffusion.guidance`: with every condition
 # The matrix products of each part, by the names of their kernels; the first pattern counts.
 KERNELS = {
     "image stream": r"image\.\w+\.(attn\.to_(q|k|v|out)|ff\.\w+)\.kernel",
@@ -25,10 +30,9 @@ KERNELS = {
 LOW_RANK = "low-rank parts"
 
 
-def forward_flops(config: configs.Config) -> dict[str, float]:
-    """Of one clip, by part, with tokens for every condition."""
-    flops = plain_flops(config)
-    sizes = kernel_sizes(config)
+def forward_flops(config: configs.Config, level: int = ALL) -> dict[str, float]:
+    """Of one clip, by part, with tokens for the conditions of a level of guidance."""
+    flops, sizes = plain_flops(config, level), kernel_sizes(config)
     beside = sum(flops[part] * sizes[part][LOW_RANK] / sizes[part]["all"] for part in KERNELS if sizes[part]["all"])
     return flops | ({LOW_RANK: beside} if beside else {})
 
@@ -47,7 +51,7 @@ def spared_flops(config: configs.Config) -> float:
 
 def kernel_sizes(config: configs.Config) -> dict[str, defaultdict[str, int]]:
     """Numbers in the kernels of each part: all of them, the frozen ones, and the low-rank parts beside them."""
-    _, weights, constants = learned.abstract(config)
+    _, weights, constants = adapter.abstract(config)
     rows = learn.rows(config.learn)
     sizes = {part: defaultdict(int) for part in KERNELS}
     for name, leaf in (named(weights) | named(constants)).items():
@@ -61,40 +65,93 @@ def kernel_sizes(config: configs.Config) -> dict[str, defaultdict[str, int]]:
     return sizes
 
 
-def plain_flops(config: configs.Config) -> dict[str, float]:
+def plain_flops(config: configs.Config, level: int = ALL) -> dict[str, float]:
     """As `forward_flops`, without low-rank parts."""
-    model, data = config.model, config.data
-    b, t = model.backbone, text_tokens(config)
-    temporal, f, n = model.video.temporal, data.frames, tokens_per_frame(config)
-    p = data.past if temporal != "none" else 0
-    streams = ((f, 3 * n), (p, n))  # frames, and image tokens in each
-    frames, video = f + p, (f + p) * n
-    seen = {"full": video, "factorized": frames, "none": 0}[temporal]  # tokens that each looks at
-    queries = video * (b.blocks - 1) + f * n  # of the last block, the current frames alone
-    return block_flops(b, streams, t, (f, 3 * n, n)) | {
-        "video projections": 2 * 2 * b.width**2 * (video * b.blocks + queries) * (temporal != "none"),
-        "video attention": 4 * b.width * seen * queries,
-        "embeddings": embedding_flops(config, sum(count * length for count, length in streams), f * n, t),
-    }
+    once, step = once_flops(config, level), step_flops(config, level)
+    return {part: once.get(part, 0) + value for part, value in step.items()}
+
+
+def segment_flops(config: configs.Config) -> dict[str, float]:
+    """Of all that the network does for one segment of sampling, of which what is cached is done once."""
+    sampling, v = config.sampling, config.model.video
+    total = Counter()
+    for level in guidance.weights(sampling, config.model.told):
+        level = level if v.null == "drop" else ALL
+        for times, flops in ((1, once_flops(config, level)), (sampling.steps, step_flops(config, level))):
+            total.update({part: times * value for part, value in flops.items()})
+    return dict(total)
+
+
+def target_flops(config: configs.Config) -> dict[str, float]:
+    """Of a training step's work on one clip before its forward and backward pass, in the mean over steps: a student's own
+    calls to where it begins, and its teacher's steps from there."""
+    total, steps = Counter(), sum(stage.steps for stage in config.stages)
+    video = dataclasses.replace(config.model.video, references="joint")
+    teacher = dataclasses.replace(config, model=dataclasses.replace(config.model, video=video, told=False))
+    branches = len(guidance.drawn(jax.random.key(0), config.teaching, 1)[1])
+    for stage in config.stages:
+        for calls in stage.calls if stage.kind == "path" else ():
+            for times, one in ((stage.path / calls * branches, teacher), (calls - 1, config)):
+                share = times * stage.steps / steps / len(stage.calls)
+                total.update({part: share * value for part, value in forward_flops(one).items()})
+    return dict(total)
+
+
+def step_flops(config: configs.Config, level: int = ALL) -> dict[str, float]:
+    """Of what changes with z: with cached references z alone, else everything."""
+    model, f, n, t = config.model, config.data.frames, tokens_per_frame(config), text_tokens(config)
+    b, p, beside = model.backbone, past_frames(config, level), min(level, 2) * n  # tokens beside a frame of z
+    if model.video.references == "cached":
+        streams, last = ((f, n, beside),), (f, n, n + beside, n)
+        tokens, video = f * n, through_time(config, f, f + p, f)
+    else:
+        streams, last = ((f, n + beside, 0), (p, n, 0)), (f, n + beside, n + beside, n)
+        tokens, video = f * (n + beside) + p * n, through_time(config, f + p, f + p, f)
+    return block_flops(b, streams, t, last) | video | {"embeddings": embedding_flops(config, tokens, f * n, t)}
+
+
+def once_flops(config: configs.Config, level: int = ALL) -> dict[str, float]:
+    """Of what is the same at all times: with cached references the source, the driving frames and the past."""
+    if config.model.video.references == "joint" or not level:
+        return {}
+    f, n, t, p = config.data.frames, tokens_per_frame(config), text_tokens(config), past_frames(config, level)
+    frames = (1 if level == 1 else 1 + f) + p
+    # Of the last block keys and values alone, within frames or through time.
+    within = block_flops(config.model.backbone, ((frames, n, 0),), t, (frames - p, n, 0, 0))
+    embedded = embedding_flops(config, frames * n, 0, t)
+    return within | through_time(config, p, p, 0) | {"embeddings": embedded}
+
+
+def past_frames(config: configs.Config, level: int) -> int:
+    return config.data.past if level == ALL and config.model.video.temporal != "none" else 0
+
+
+def through_time(config: configs.Config, frames: int, seen: int, last: int) -> dict[str, float]:
+    """Of attention through time, of so many frames that look at so many; `last` of them do in the last block."""
+    b, v, n = config.model.backbone, config.model.video, tokens_per_frame(config)
+    looked = {"full": seen * n, "factorized": seen, "none": 0}[v.temporal]  # tokens
+    queries = n * (frames * (b.blocks - 1) + last)
+    projections = 2 * 2 * b.width**2 * (frames * n * b.blocks + queries)
+    return {"video projections": projections * (v.temporal != "none"), "video attention": 4 * b.width * looked * queries}
 
 
 def tokens_per_frame(config: configs.Config) -> int:
     return (config.data.size // config.model.codec.factor // config.model.backbone.patch) ** 2
 
 
-def block_flops(b: configs.Backbone, streams: tuple, t: int, last: tuple[int, int, int]) -> dict[str, float]:
-    """Of the backbone's blocks, on streams of so many frames with so many image tokens each.
+def block_flops(b: configs.Backbone, streams: tuple, t: int, last: tuple[int, int, int, int]) -> dict[str, float]:
+    """Of the backbone's blocks, on streams of so many frames, with so many image tokens each, which look at so many more.
 
-    last: frames of the last block, image tokens in each, and how many of these are read: for the
-    others it makes keys and values alone, and of text too.
+    last: frames of the last block, image tokens in each, how many they look at, and how many are read: for the others it
+    makes keys and values alone; of text too, where any are read.
     """
-    d, frames = b.width, sum(count for count, _ in streams)
-    tokens = sum(count * length for count, length in streams)
-    scores = lambda extra: sum(count * (length + extra) ** 2 for count, length in streams)
-    f, seen, read = last
+    d, frames = b.width, sum(count for count, *_ in streams)
+    tokens = sum(count * length for count, length, _ in streams)
+    scores = lambda extra: sum(count * (length + extra) * (length + beside + extra) for count, length, beside in streams)
+    f, made, seen, read = last
     return {
-        "image stream": 2 * d**2 * (12 * tokens * (b.blocks - 1) + f * (2 * seen + 10 * read)),
-        "text stream": 2 * d**2 * t * (12 * frames * (b.blocks - 1) + 3 * f),
+        "image stream": 2 * d**2 * (12 * tokens * (b.blocks - 1) + f * (2 * made + 10 * read)),
+        "text stream": 2 * d**2 * t * (12 * frames * (b.blocks - 1) + 3 * f * (read > 0)),
         "joint attention": 4 * d * (scores(t) * (b.blocks - 1) + f * read * (seen + t)),
         "attn2 projections": 2 * 4 * d**2 * tokens * b.dual,
         "attn2 attention": 4 * d * scores(0) * b.dual,

@@ -21,7 +21,7 @@ JPEG_HEAD = 2  # bytes: the signature, after which a comment may stand
 FORMAT = "group_size:1,uncompressed"  # pictures are compressed already
 FACES = np.dtype(
     [("centre", "c16"), ("size", "f8"), ("left_eye", "c16"), ("right_eye", "c16"), ("nose", "c16"), ("mouth", "c16"),
-     ("confidence", "f8"), ("outlines", "c8", (64,)), ("yaw", "f8"), ("found", "?")]
+     ("confidence", "f8"), ("outlines", "c8", (64,)), ("yaw", "f8"), ("opening", "f4", (3,)), ("found", "?")]
 )  # fmt: skip
 LIKELY = set(face.Face._fields) - set(face.Face._field_defaults)  # what every finder tells
 FACE_SIDE = 128  # pixels of the face in which sharpness is measured

@@ -79,6 +79,7 @@ class Maker(NamedTuple):
     make: Callable[[Stored, Stored, int], Iterator[np.ndarray]]
     points: Callable[[Stored, Stored, Path, int], np.ndarray]
     judge: Callable[[Stored, Stored, Path], str]
+    scores: Callable[[], dict[str, float]] = dict  # the measures that the last judgement was made of
 
 
 def toy_frames(a: Stored, b: Stored, size: int) -> Iterator[np.ndarray]:
@@ -102,6 +103,7 @@ MAKERS: dict[str, Callable[[str], Maker]] = {"toy": lambda _: Maker(toy_frames, 
 class Drawn(NamedTuple):
     driver: str  # name of B's clip; empty if all were rejected
     rejected: list[tuple[str, str]]  # name, why
+    scores: dict[str, float]  # of the driver, by the gates' names
 
 
 def draw(
@@ -115,7 +117,7 @@ def draw(
                 writer.write(frame)
         why = maker.judge(a, b, target)
         if not why:
-            return Drawn(b.clip.name, rejected), maker.points(a, b, target, size)
+            return Drawn(b.clip.name, rejected, maker.scores()), maker.points(a, b, target, size)
         rejected.append((b.clip.name, why))
         target.unlink()
-    return Drawn("", rejected), None
+    return Drawn("", rejected, {}), None

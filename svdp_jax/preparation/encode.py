@@ -17,8 +17,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from einops import reduce
 
+from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.files import write_whole
+from svdp_jax.weights import checkpoint
 
 SHARD = 512  # frames, at least: 135 MB of latents at 512 x 512
 AT_ONCE = 8  # pictures encoded in one call
@@ -117,11 +119,11 @@ def candidates(track) -> list[int]:
     return [int(piece[np.argmax(track.faces.confidence[piece])]) for piece in pieces]
 
 
-def codec_mark(kind: str, factor: int, weights: str) -> dict:
+def codec_mark(codec: configs.Codec) -> dict:
     """What tells one codec from another: latents are of use only to a model with the same."""
-    path = Path(weights) / MANIFEST
-    sha = hashlib.sha256(path.read_bytes()).hexdigest() if weights and path.is_file() else ""
-    return {"kind": kind, "factor": factor, "weights": sha}
+    path = (checkpoint.codec_folder(codec) or Path()) / MANIFEST
+    sha = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and codec.kind != "pixels" else ""
+    return {"kind": codec.kind, "factor": codec.factor, "weights": sha}
 
 
 def file_hash(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from svdp_jax.errors import UserError
+from svdp_jax.errors import UserError, at_once
 
 POLL = 1.0  # seconds
 NO_BEAM = "none"
@@ -57,7 +57,7 @@ def _beam(stage: Stage, todo: list, bar: tqdm, options: list[str]) -> None:
     watcher = threading.Thread(target=_watch, args=(stage, todo, bar, finished))
     watcher.start()
     try:
-        with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+        with at_once(), beam.Pipeline(options=PipelineOptions(options)) as pipeline:
             _ = pipeline | beam.Create(todo) | beam.Reshuffle() | beam.Map(stage.work, _ignore)
     finally:
         finished.set()

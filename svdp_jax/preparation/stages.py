@@ -25,7 +25,7 @@ from svdp_jax.toy import footage
 from svdp_jax.weights import shipped
 
 # Raised by whoever lets a stage make something else of the same input: its results are then made anew.
-CODE = {"faces": 2, "crops": 1, "masks": 2, "pairs": 1, "encode": 1}
+CODE = {"faces": 2, "crops": 1, "masks": 2, "pairs": 2, "encode": 1}
 LATE = {"yaw"}  # facts that are first known of the masks
 
 
@@ -65,10 +65,10 @@ def given(out: Path, settings: Settings, found: list[ingest.Source]) -> tuple[Gi
 
 
 def _faces(g: Given) -> list[Job]:
-    result = lambda source: g.out / "faces" / f"{source.name}.json"
+    result, finder = lambda source: g.out / "faces" / f"{source.name}.json", networks.finder()
     made_from = lambda source: {
         "code": CODE["faces"], "film": source.content, "segments": source.segments,
-        "--longest": g.settings.longest, "landmarks": _landmarks(g, source.name), "finder": networks.finder(),
+        "--longest": g.settings.longest, "landmarks": _landmarks(g, source.name), "finder": finder,
     }  # fmt: skip
     return [Job(work.find_faces, g.out, g.settings, s, result(s), plain(made_from(s))) for s in g.sources]
 
@@ -132,7 +132,7 @@ def _shards(g: Given) -> list[Job]:
     s, out = g.settings, g.out
     found = left.paired(out, left.masked(out, left.clips(out, g.sources)))
     parts = [[found[i] for i in part] for part in encode.shards([clip.count for clip, _ in found])]
-    mark = encode.codec_mark(s.codec.kind, s.codec.factor, s.codec.weights)
+    mark = encode.codec_mark(s.codec)
     made = []
     for number, part in enumerate(parts):
         shard = Shard(number, [clip for clip, _ in part])
@@ -166,7 +166,7 @@ def write_manifest(g: Given, shards: list[Job]) -> None:
     encode.write_json(folder / encode.MANIFEST, {
         "kind": "svdp_jax records", "size": g.settings.size, "frames": first, "clips": entries,
         "latents": whole[0]["latents"],
-        "codec": encode.codec_mark(codec.kind, codec.factor, codec.weights),
+        "codec": encode.codec_mark(codec),
         "shards": files,
         "licences": {licence: sum(e["licence"] == licence for e in entries) for licence in licences},
         "versions": {name: ", ".join(sorted({about["versions"][name] for about in whole})) for name in work.versions()},

@@ -109,11 +109,11 @@ def sample_identity(key):
         **{name: low + (high - low) * next(draws) for name, (low, high) in TRAITS.items()})  # fmt: skip
 
 
-def sample_motion(key, frames, fps=FPS):
+def sample_motion(key, frames, fps=FPS, start=0.0):
     """A smooth random Motion (f,) with blinks and speech. It is a function of time alone: a longer sequence of the same
-    key begins with the shorter one."""
+    key begins with the shorter one, and one that starts earlier, in seconds, ends with it."""
     draws = iter(jax.random.uniform(key, (20, 3, 3, 1)))  # one call: each costs seconds of compilation
-    time = jnp.arange(frames, dtype=jnp.float32) / fps
+    time = start + jnp.arange(frames, dtype=jnp.float32) / fps
 
     def drift(fastest, depth):  # a wandering angle: random start, then a sum of three sinusoids
         start, phase, hertz = next(draws)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from svdp_jax.toy import hard
 from svdp_jax.toy.person import FPS, sample_identity, sample_motion
 
 GREY = 0.5
@@ -188,7 +189,7 @@ def _mouth_layers(identity, motion, view, lips):
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _head_layers(identity, motion, view, tone, ink, line):
+def _head_layers(identity, motion, view, tone, ink, line, scene):
     """Backdrop, body, head and hair, back to front."""
     shaded, flat, sketch = identity.style
     x0, y0 = _grid(view.x.shape[0])
@@ -209,8 +210,12 @@ def _head_layers(identity, motion, view, tone, ink, line):
     window = _ellipse(window_x, window_y + identity.parting * window_x, 0.9 * a, 0.82 * b)
     ends = _ellipse(x, y + 0.6, 1.5 * a, 0.75 + 0.45 * length)
     front = jnp.maximum(jnp.maximum(crown, -window), ends)
+    sway = 0.0 if scene is None else scene.swing * jax.nn.relu(y + 0.3)
     back = _box(
-        x + 0.18 * ahead[0], y - 0.45 * length + 0.25, a - 0.08 + (0.1 + identity.hair_volume) * length, 0.35 + 0.45 * length
+        x + 0.18 * ahead[0] - sway,
+        y - 0.45 * length + 0.25,
+        a - 0.08 + (0.1 + identity.hair_volume) * length,
+        0.35 + 0.45 * length,
     )
     ears = _ellipse(jnp.abs(x) - (a + 0.02) * view.turn[0, 0], y - 0.04, 0.09, 0.14)
     body_x, body_y = x0 - motion.shift_x, y0 - motion.shift_y
@@ -227,10 +232,17 @@ def _head_layers(identity, motion, view, tone, ink, line):
     cheeks = sum(_cover(_ellipse(*_local(view, side * 0.33, 0.2), 0.1, 0.07), 4 * pixel + 0.08) for side in (-1, 1))
     glow = jnp.exp(-((x0 / 0.9) ** 2 + ((y0 + 0.2) / 0.9) ** 2))
 
+    pattern, rings = [], []
+    if scene is not None:
+        waves = jnp.sin(8 * (x0 - 0.6 * scene.drift_x)) * jnp.sin(8 * (y0 - 0.6 * scene.drift_y))
+        pattern = [(scene.pattern * (0.5 + 0.5 * waves), 0.6 * tone(identity.backdrop))]
+        hangs = _ellipse(jnp.abs(x - 0.3 * scene.swing) - (a + 0.03) * view.turn[0, 0], y - 0.24, 0.035, 0.06)
+        rings = [(scene.earrings * _cover(hangs, pixel), (0.95, 0.80, 0.30))]
+
     return [(jnp.ones_like(x), tone(identity.backdrop)),
-            (glow, tone(identity.glow)),
+            (glow, tone(identity.glow)), *pattern,
             (line * _cover(back - edge, pixel), ink), (_cover(back, pixel), dark_hair),
-            (line * _cover(ears - edge, pixel), ink), (_cover(ears, pixel), skin),
+            (line * _cover(ears - edge, pixel), ink), (_cover(ears, pixel), skin), *rings,
             (line * _cover(neck - edge, pixel), ink), (_cover(neck, pixel), 0.86 * skin),
             (line * _cover(torso - edge, pixel), ink), (_cover(torso, pixel), clothes),
             (_cover(collar, pixel), 0.86 * skin),
@@ -241,7 +253,7 @@ def _head_layers(identity, motion, view, tone, ink, line):
             (0.3 * hatch * jnp.maximum(on_face, on_front), ink)]  # fmt: skip
 
 
-def _paint(identity, motion, size):
+def _paint(identity, motion, size, scene=None):
     """One picture (h w c)."""
     shaded, flat, sketch = identity.style
     view = _view(identity, motion, size)
@@ -253,7 +265,7 @@ def _paint(identity, motion, size):
         return jnp.clip((1 - paper * sketch) * vivid + paper * sketch * jnp.array(PAPER), 0, 1)
 
     tone = lambda colour: wash(colour, 0.62)
-    layers = _head_layers(identity, motion, view, tone, ink, 0.95 * flat + 0.85 * sketch)
+    layers = _head_layers(identity, motion, view, tone, ink, 0.95 * flat + 0.85 * sketch, scene)
     layers += _nose_layers(identity, view, 0.76 * tone(identity.skin), 0.6 * shaded)
     layers += _mouth_layers(identity, motion, view, wash(identity.lips, 0.3))
     layers += _eye_layers(identity, motion, view, ink, 0.8 * tone(identity.skin))
@@ -262,25 +274,29 @@ def _paint(identity, motion, size):
     picture = jnp.zeros((3, size, size))
     for k in range(len(layers)):
         picture += masks[k] * (colours[k][:, None, None] - picture)
+    if scene is not None:
+        picture = jnp.clip(scene.light * picture, 0, 1)
     return rearrange(picture, "c h w -> h w c")
 
 
 def _per_frame(function):
     """Extends a function of one Identity and one Motion to leading dimensions of both; an identity may have fewer."""
 
-    def extended(identity, motion, size):
+    def extended(identity, motion, size, *scene):
         if motion.yaw.ndim == 0:
-            return function(identity, motion, size)
+            return function(identity, motion, size, *scene)
         own = 0 if identity.jaw.ndim else None
-        return jax.vmap(lambda i, m: extended(i, m, size), in_axes=(own, 0))(identity, motion)
+        return jax.vmap(lambda i, m, *s: extended(i, m, size, *s), in_axes=(own, 0, *(0 for _ in scene)))(
+            identity, motion, *scene
+        )
 
     return extended
 
 
-def render(identity, motion, size):
+def render(identity, motion, size, scene=None):
     """Pictures (..., size, size, 3) in [0, 1] for a Motion (...); leading dimensions of the identity must be the first
-    ones of the motion, e.g. (b) and (b f)."""
-    return _per_frame(_paint)(identity, motion, size)
+    ones of the motion, e.g. (b) and (b f). scene: a `hard.Scene` (...) around it; none in the plain world."""
+    return _per_frame(_paint)(identity, motion, size, *(() if scene is None else (scene,)))
 
 
 def _outline(identity, motion, size):
@@ -305,21 +321,38 @@ def mask_driving(frames, regions):
     return jnp.where(keep > 0, frames, GREY)
 
 
-def triple(key, frames, past, size, fps=FPS, self_driven=False, masked=True):
+def triple(key, frames, past, size, fps=FPS, self_driven=False, masked=True, difficulty=0.0, led=False):
     """One cross-identity example with exact truth: person A (`identity`) in `source` (h w c), `past` (p h w c) and
     `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f).
-    Where `self_driven`, B is A; where not `masked`, all of B is seen."""
+    Where `self_driven`, B is A; where not `masked`, all of B is seen. difficulty: see `toy.hard`, where `hidden` (f)
+    tells in which frames a part of the driver is. Where `led`, the driver of the past is there too: `past_driving`."""
+    alone = 0 if led else past  # frames of the past without a driver
     key_people, key_motions = jax.random.split(key)
     both = jax.vmap(sample_identity)(jax.random.split(key_people))
     both = jax.tree.map(lambda field: field.at[1].set(jnp.where(self_driven, field[0], field[1])), both)
     identity, driver = (jax.tree.map(lambda field: field[i], both) for i in range(2))
-    moves = jax.vmap(lambda key: sample_motion(key, past + frames, fps))(jax.random.split(key_motions))
+    keys = jax.random.split(key_motions)
+    moves = jax.vmap(lambda key: sample_motion(key, past + frames, fps))(keys)
     motion = jax.tree.map(lambda field: field[0, past:], moves)
     # one call, since compiling the renderer takes longer than a batch of pictures
-    people = jax.tree.map(lambda field: jnp.repeat(field, jnp.array([1 + past + frames, frames]), axis=0,
-                                                   total_repeat_length=1 + past + 2 * frames), both)  # fmt: skip
-    motions = jax.tree.map(lambda field: jnp.concatenate([field[1, :1], field[0], field[0, past:]]), moves)
-    source, before, target, driving = jnp.split(render(people, motions, size), (1, 1 + past, 1 + past + frames))
-    return {"source": source[0], "past": before, "target": target,
-            "driving": mask_driving(driving, regions(driver, motion, size)) if masked else driving,
-            "motion": motion, "identity": identity, "driver": driver}  # fmt: skip
+    counts = (1 + past + frames, past + frames - alone)
+    people = jax.tree.map(lambda field: jnp.repeat(field, jnp.array(counts), axis=0, total_repeat_length=sum(counts)), both)
+    in_order = lambda field, own: jnp.concatenate([field[1, :1], field[0], field[own, alone:]])
+    motions = jax.tree.map(lambda field: in_order(field, 0), moves)
+    scenes = None
+    if difficulty:  # the driver stands in a scene of its own, whose light does not tell the target's
+        drawn = jax.vmap(lambda key: hard.scene(jax.random.fold_in(key, 1), key, past + frames, fps, difficulty))(keys)
+        scenes = jax.tree.map(lambda field: in_order(field, 1), drawn)
+    pictures = render(people, motions, size, scenes)
+    source, before, target, driving = jnp.split(pictures, (1, 1 + past, 1 + past + frames))
+    moving = jax.tree.map(lambda field: field[0, alone:], moves)
+    hidden, seen = jnp.zeros(counts[1], bool), regions(driver, moving, size)
+    if difficulty:
+        key_hidden, key_film = jax.random.split(jax.random.fold_in(key, 1))
+        parts = hard.hidden(key_hidden, counts[1], difficulty)
+        hidden, driving = parts.any(0), hard.filmed(key_film, driving, difficulty)
+        seen = Regions(*(jnp.where(gone[:, None, None], 0, hard.coarse(part)) for part, gone in zip(seen, parts)))
+    shown = mask_driving(driving, seen) if masked else driving
+    example = {"source": source[0], "past": before, "target": target, "driving": shown[past - alone :],
+               "hidden": hidden[past - alone :], "motion": motion, "identity": identity, "driver": driver}  # fmt: skip
+    return example | ({"past_driving": shown[:past]} if led else {})

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import repeat
 from flax import nnx
@@ -113,13 +112,13 @@ def as_pictures(codec, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def make_watch(config, graph, codec_graph, frozen: Frozen, mesh, example, journal: Journal) -> Watch:
     """The watch for copying: errors with all conditions but the past, always at the same times and noise."""
     everything = dataclasses.replace(config.flow, dropout=(0.0, 0.0, 0.0, 1.0))
-    measured = jax.jit(make_loss(dataclasses.replace(config, flow=everything), graph, codec_graph))
-    no_past = jnp.zeros(())
+    no_past = (configs.Stage(),)  # and the flow is what is measured, whatever is learned
+    measured = jax.jit(make_loss(dataclasses.replace(config, flow=everything, stages=no_past), graph, codec_graph))
     rows = parallel.own_rows(mesh, config.data.batch)
 
     def error(weights, constants, batch):
         placed = parallel.global_batch(batch, mesh, config.data.batch)
-        return measured(weights, constants, frozen, placed, jax.random.key(config.seed), no_past)
+        return measured(weights, constants, frozen, placed, jax.random.key(config.seed), 0)
 
     codec = nnx.merge(codec_graph, frozen.codec)
     if config.data.source != "toy":

@@ -11,7 +11,6 @@ mark in owner.json that is not its own, and ends before it has saved anything mo
 
 import contextlib
 import datetime
-import fcntl
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from svdp_jax.errors import UserError
-from svdp_jax.files import read_json, write_whole
+from svdp_jax.files import locked, read_json, write_whole
 from svdp_jax.training import stop
 
 BEAT = 10.0  # seconds between signs of life
@@ -144,26 +143,6 @@ def make(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}); name another --workdir.") from None
     return missing
-
-
-def locked(path: Path) -> tuple[int | None, bool]:
-    """A descriptor that holds the file's lock, or None where another process does; and whether locks are certain."""
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except PermissionError:
-            raise UserError(f"{path.parent} cannot be written; name another --workdir.") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None, True
-        except OSError:  # a file system without locks
-            return descriptor, False
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor, True
-        os.close(descriptor)  # its owner took it away just now
 
 
 def machine() -> str:

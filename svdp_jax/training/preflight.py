@@ -3,6 +3,7 @@
 Each check yields sentences, every one a problem with its fix; all are told at once.
 """
 
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -19,7 +20,7 @@ from svdp_jax import config as configs, parallel
 from svdp_jax.errors import UserError
 from svdp_jax.files import in_bucket, read_manifest
 from svdp_jax.media import video
-from svdp_jax.models import learned
+from svdp_jax.models.small_vae import SmallAutoencoder
 from svdp_jax.models.vae import Autoencoder
 from svdp_jax.training import identity, records, runs
 from svdp_jax.weights import adapter, checkpoint
@@ -27,6 +28,7 @@ from svdp_jax.weights.prompts import load_prompt
 
 LOOKED_AT = 3  # videos of a folder; to read all of them would take longer than a start may
 MOMENTS = 2  # of AdamW, each as large as the weights
+CODEC_KINDS = {"sd3": Autoencoder, "small": SmallAutoencoder}
 SPARE = 1.1  # of the disk, beside what is known to be written
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ def devices(config: configs.Config) -> Iterator[str]:
     for staged in stages(config):
         yield from undivided(staged.data, config.optimizer.accumulate, mesh)
     try:
-        _, *network = learned.abstract(config)
+        _, *network = adapter.abstract(config)
     except UserError as error:
         yield str(error)
         return
@@ -137,19 +139,29 @@ def weights(config: configs.Config) -> Iterator[str]:
     if config.start:
         fits = partial(adapter.faults, config)
         yield from folder_of(checkpoint.model_folder(Path(config.start)), "config.start", fits, "svdp_jax.train")
+    if config.teacher not in ("", "shipped"):
+        untold = dataclasses.replace(config, model=dataclasses.replace(config.model, told=False))
+        fits = lambda folder: trained_faults(untold, folder)
+        yield from folder_of(checkpoint.model_folder(Path(config.teacher)), "config.teacher", fits, "svdp_jax.train")
     if config.backbone:
         yield from folder_of(config.backbone, "config.backbone", partial(adapter.faults, config))
     codec = config.model.codec
-    if codec.kind == "sd3" and not codec.weights:
+    if codec.kind == "pixels" or config.trains == "codec":
+        return
+    if not checkpoint.codec_folder(codec):
         yield "config.model.codec.weights must name the folder of the converted autoencoder."
-    elif codec.kind == "sd3":
-        yield from autoencoder(config)
+        return
+    yield from autoencoder(config)
 
 
 def autoencoder(config: configs.Config) -> Iterator[str]:
     """A folder of another network, or of an autoencoder with other latents; its widths are its own."""
     codec, channels = config.model.codec, config.model.backbone.channels
-    found = list(folder_of(codec.weights, "config.model.codec.weights", lambda folder: codec_faults(codec, folder)))
+    folder = checkpoint.codec_folder(codec)
+    fits = lambda folder: checkpoint.misfits(
+        checkpoint.named(nnx.state(abstract_codec(codec))), checkpoint.stored_shapes(folder)
+    )
+    found = list(folder_of(folder, "config.model.codec.weights", fits))
     yield from found
     if not found and (abstract_codec(codec).factor, abstract_codec(codec).channels) != (codec.factor, channels):
         yield (
@@ -159,16 +171,19 @@ def autoencoder(config: configs.Config) -> Iterator[str]:
         )
 
 
-def codec_faults(codec: configs.Codec, folder: Path) -> list[str]:
-    wanted = checkpoint.named(nnx.state(abstract_codec(codec)))
-    return checkpoint.misfits(wanted, checkpoint.stored_arrays(folder / "params"))
-
-
-def abstract_codec(codec: configs.Codec) -> Autoencoder:
-    network = checkpoint.abstract_network(Path(codec.weights))
-    if not isinstance(network, Autoencoder):
-        raise UserError(f"config.model.codec.weights={codec.weights} holds no autoencoder; name the right folder.")
+def abstract_codec(codec: configs.Codec) -> Autoencoder | SmallAutoencoder:
+    network = checkpoint.abstract_network(checkpoint.codec_folder(codec) or Path())
+    if not isinstance(network, CODEC_KINDS[codec.kind]):
+        raise UserError(
+            f"config.model.codec.weights={codec.weights} holds no autoencoder of kind {codec.kind}; name the right folder."
+        )
     return network
+
+
+def trained_faults(config: configs.Config, folder: Path) -> list[str]:
+    """What keeps a folder from holding just the network that a config trains."""
+    wanted = nnx.eval_shape(lambda: checkpoint.fresh_network(config, nnx.Rngs(0)))
+    return checkpoint.misfits(checkpoint.named(nnx.state(wanted)), checkpoint.stored_arrays(folder / "params"))
 
 
 def folder_of(name, field: str, fits: Callable[[Path], list[str]], maker: str = "convert") -> Iterator[str]:
@@ -244,7 +259,7 @@ def disk(config: configs.Config, workdir: Path, saved: int) -> Iterator[str]:
         yield f"{there} cannot be written, so there can be no {workdir}; name another --workdir."
         return
     try:
-        size = sum(4 * leaf.size for leaf in jax.tree.leaves(learned.abstract(config)[1]))
+        size = sum(4 * leaf.size for leaf in jax.tree.leaves(adapter.abstract(config)[1]))
     except UserError:  # of the table of what learns, which another check says
         return
     # Every checkpoint has weights, their average and the moments; the model at the end is one more average.

@@ -153,7 +153,7 @@ class Runs:
             if jax.process_index() > 0:
                 return
             write_whole(partial / "data.json", json.dumps(data))
-            checkpoint.seal(partial, "svdp", self.config.model, adapter.trained_with(staged))
+            checkpoint.seal(partial, *checkpoint.trained_network(staged), adapter.trained_with(staged))
             self.owner.check()
             partial.rename(self.folder / str(step))
             for _, old in list(checkpoint.run_checkpoints(self.workdir))[self.config.keep :]:

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.animator import Animator
+from svdp_jax.animator import provenance
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces.scene import FPS
 from svdp_jax.media.images import side_by_side
@@ -35,29 +36,29 @@ class Samples:
         self.config, self.graph, self.frozen, self.mesh = config, graph, frozen, mesh
         self.codec, self.example, self.journal, self.folder = nnx.merge(codec_graph, frozen.codec), example, journal, folder
         self.loss = jax.jit(make_loss(config, graph, codec_graph))
-        self.animator, self.batch, self.clip = None, {}, {}
+        self.engine, self.batch, self.clip = None, {}, {}
 
     def take(self, average, constants) -> None:
         """Of averaged weights, always with the same noise and the same levels of guidance."""
-        animator = self.animator = self.animator or self.prepare(average, constants)
+        engine = self.engine = self.engine or self.prepare(average, constants)
         stage = np.searchsorted(configs.stage_ends(self.config), self.journal.step - 1, side="right")
         past = self.config.stages[stage].past
         key = jax.random.key(self.config.seed)
-        loss = self.loss(average, constants, self.frozen, self.batch, key, np.float32(past))
+        loss = self.loss(average, constants, self.frozen, self.batch, key, stage)
         self.journal.measure({"held_out_loss": float(loss)})
-        animator.use(average, constants)
+        engine.use(average, constants)
         before = self.clip["past"] if past and self.config.data.past else None
-        made = list(animator.generate(self.clip["source"], np.moveaxis(self.clip["driving"], 1, 0), past=before))
-        animator.state = None  # a copy of the weights, which the next step has no room for
+        made = list(engine.generate(self.clip["source"], np.moveaxis(self.clip["driving"], 1, 0), past=before))
+        engine.state = None  # a copy of the weights, which the next step has no room for
         if jax.process_index() == 0:
-            self.write(made, animator.provenance)
+            self.write(made, provenance(engine.fingerprint))
 
-    def prepare(self, average, constants) -> Animator:
+    def prepare(self, average, constants) -> SVDPEngine:
         rows = parallel.own_rows(self.mesh, self.config.data.batch)
         held_out = records.held_out(self.config, self.example, rows)
         self.batch = parallel.global_batch(held_out, self.mesh, self.config.data.batch)
         self.clip = as_pictures(self.codec, records.held_out(self.config, self.example, [0]))
-        return Animator(self.config, nnx.merge(self.graph, average, constants), self.codec, mesh=self.mesh)
+        return SVDPEngine(self.config, nnx.merge(self.graph, average, constants), self.codec, mesh=self.mesh)
 
     def write(self, made: list[np.ndarray], provenance: dict[str, str]) -> None:
         """A run goes on without a video that cannot be written."""

@@ -1,19 +1,22 @@
 """What a run starts from: fresh weights or another run's, and what it reads and never changes."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.models.vae import PixelCodec
 from svdp_jax.training.step import WEIGHTS, Frozen, State, abstract_state, state_maker, stream
-from svdp_jax.weights import adapter, checkpoint
+from svdp_jax.weights import adapter, checkpoint, shipped
 from svdp_jax.weights.prompts import prompt_of
 
 
 def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
     """A state on the mesh, with the weights of the folder that the config names, if it does; fresh ones where that has none."""
     graph, make = state_maker(config, mesh)
-    key, folder = stream(config, WEIGHTS), adapter.started_from(config)
+    key, folder = stream(config, WEIGHTS), starting(config)
     if not folder:
         return graph, make(key)
     _, shapes = abstract_state(config, mesh)
@@ -35,8 +38,25 @@ def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.
     return graph, State(step, weights, jax.tree.map(jnp.copy, weights), constants, optimizer)
 
 
+def starting(config: configs.Config) -> Path | None:
+    """The weights folder whose values a training begins with: of a student, its teacher's."""
+    if config.teacher and not config.start:
+        return shipped.find(None if config.teacher == "shipped" else config.teacher)
+    return adapter.started_from(config)
+
+
 def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:
-    """The codec's graph, and what is frozen, whole on every device."""
+    """The codec's graph, and what is frozen, whole on every device: no codec, where it is what learns."""
     whole = parallel.sharding(mesh)
-    graph, weights = nnx.split(checkpoint.load_codec(config.model.codec, config.dtype, whole))
-    return graph, Frozen(weights, jax.device_put(prompt_of(config), whole))
+    codec = PixelCodec(1) if config.trains == "codec" else checkpoint.load_codec(config.model.codec, config.dtype, whole)
+    graph, weights = nnx.split(codec)
+    teacher = load_teacher(config, config.dtype, mesh) if config.teacher else None
+    return graph, Frozen(weights, jax.device_put(prompt_of(config), whole), teacher)
+
+
+def load_teacher(config: configs.Config, dtype: str, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """Its graph and weights, laid out as parameters are."""
+    _, network = checkpoint.load_model(shipped.find(None if config.teacher == "shipped" else config.teacher))
+    graph, state = nnx.split(network)
+    state = jax.tree.map(lambda weight: weight.astype(dtype), state)
+    return graph, jax.device_put(state, parallel.parameter_shardings(state, mesh))

@@ -21,7 +21,8 @@ from svdp_jax.diffusion import flow, guidance
 from svdp_jax.faces import face
 from svdp_jax.models import learned
 from svdp_jax.models.vae import encode_frames
-from svdp_jax.weights import checkpoint
+from svdp_jax.training import distill, own_past, reconstruction
+from svdp_jax.weights import adapter, checkpoint
 
 # Streams of random numbers, apart from one another and from the examples, whose indices are smaller.
 NOISE, WEIGHTS = (1 << 32) - 1, (1 << 32) - 2
@@ -67,10 +68,10 @@ def state_maker(config: configs.Config, mesh: jax.sharding.Mesh):
 
     The optimizer's moments lie as their weights do.
     """
-    graph = learned.abstract(config)[0]
+    graph = adapter.abstract(config)[0]
 
     def make(key):
-        _, weights, constants = learned.parted(learned.network(config, nnx.Rngs(key)), config.learn)
+        _, weights, constants = learned.parted(adapter.network(config, nnx.Rngs(key)), config.learn)
         average = jax.tree.map(jnp.copy, weights)
         optimizer = make_optimizer(config).init(weights)
         return State(jnp.zeros((), jnp.int32), weights, average, constants, optimizer)
@@ -89,10 +90,11 @@ def abstract_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx
 
 
 class Frozen(NamedTuple):
-    """What training reads and never changes: the codec's weights, and the prompt (t w), (w,)."""
+    """What training reads and never changes: the codec's weights, the prompt (t w), (w,), and a student's teacher."""
 
     codec: nnx.State
     prompt: tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
+    teacher: tuple[nnx.GraphDef, nnx.State] | None = None
 
 
 def seen(driving: jax.Array, factor: int) -> jax.Array:
@@ -121,42 +123,56 @@ def as_latents(codec, batch: dict, dtype) -> dict:
     return encode(codec, batch, dtype) | {"seen": seen(batch["driving"], codec.factor)}
 
 
-def loss(model, batch: dict, key: jax.Array, config: configs.Config, real_past) -> jax.Array:
-    """Mean flow-matching loss of a batch of latents; `real_past` is 0 where past frames are zeros.
+def flow_loss(model, teacher, batch: dict, key: jax.Array, config: configs.Config, stage: jax.Array) -> jax.Array:
+    """Mean flow-matching loss of a batch of latents, in the stage of this number.
 
     batch: conditions and target as latents, float32, text and pooled in the network's dtype, and
-    `seen` (b f y x 1).
+    `seen` (b f y x 1). teacher: who makes the past, where it is the model's own.
     """
     keys = jax.random.split(key, 3)
+    if teacher and own_past.needed(config):
+        share = jnp.asarray([stage.own_past for stage in config.stages], jnp.float32)[stage]
+        batch = batch | {"past": own_past.mixed(teacher, batch, jax.random.fold_in(key, 3), share, config)}
     x0, dtype = batch["target"], jnp.dtype(config.dtype)  # b f y x c
     noise = flow.noise(keys[0], x0.shape)
     s = flow.sample_times(keys[1], len(x0), config.flow)
     conditions = {name: batch[name].astype(dtype) for name in guidance.CONDITIONS}
     x, text, pooled = flow.noised(x0, noise, s), batch["text"], batch["pooled"]
-    predict = lambda kept: model(x.astype(dtype), s, text, pooled, policy=config.remat, **kept)
+    told = {"told": jnp.stack([*[jnp.ones_like(s)] * 3, s], 1)} if config.model.told else {}  # no guidance, a step of no length
+    predict = lambda kept: model(x.astype(dtype), s, text, pooled, policy=config.remat, **told, **kept)
+    real_past = jnp.asarray([stage.past for stage in config.stages], jnp.float32)[stage]
     chances = guidance.chances(config.flow, real_past)
     prediction = guidance.with_dropout(predict, conditions, keys[2], chances, config.model.video.null)
     weight = 1 + config.flow.focus * batch["seen"]
     return flow.loss(prediction.astype(jnp.float32), x0, noise, s, config.model.predict, weight).mean()
 
 
+LOSSES = {"flow": flow_loss, "path": distill.loss}  # by kind of stage
+
+
 def make_loss(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
     """The loss of a batch of uint8 pictures or of records, its network computed in the config's dtype.
 
-    Takes weights, constants, frozen, batch, key, and 1 or 0 for past frames that are real or zeros.
+    Takes weights, constants, frozen, batch, key, and the number of the stage.
     """
-    dtype = jnp.dtype(config.dtype)
+    dtype, kinds = jnp.dtype(config.dtype), sorted({stage.kind for stage in config.stages})
+    kind_of = np.array([kinds.index(stage.kind) for stage in config.stages])
 
-    def batch_loss(weights, constants, frozen, batch, key, real_past):
+    def batch_loss(weights, constants, frozen, batch, key, stage):
         weights, constants = learned.cast((weights, constants), dtype)
         latents = as_latents(nnx.merge(codec_graph, frozen.codec), batch, dtype)
         b = len(latents["target"])
         text, pooled = (jnp.broadcast_to(x.astype(dtype), (b, *x.shape)) for x in frozen.prompt)
         model = nnx.merge(graph, parallel.gathered(weights), constants)
         parts = latents | {"text": text, "pooled": pooled}
-        return loss(model, parts, key, config, real_past)
+        teacher = nnx.merge(frozen.teacher[0], parallel.gathered(frozen.teacher[1])) if frozen.teacher else None
+        losses = [partial(LOSSES[kind], model, teacher, parts, key, config, stage) for kind in kinds]
+        return jax.lax.switch(jnp.asarray(kind_of)[stage], losses)
 
     return batch_loss
+
+
+MAKERS = {"video": make_loss, "codec": reconstruction.make_loss}  # of losses, by what a run trains
 
 
 def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.GraphDef):
@@ -165,25 +181,30 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
     Where the loss or a gradient is not finite, nothing of the state changes but its step.
     """
     optimizer, o = make_optimizer(config), config.optimizer
-    gradient = jax.value_and_grad(make_loss(config, graph, codec_graph))
-    real_past = np.array([stage.past for stage in config.stages], np.float32)
+    gradient = jax.value_and_grad(MAKERS[config.trains](config, graph, codec_graph))
     ends = np.array(configs.stage_ends(config))
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: State, frozen: Frozen, batch: dict):
         key = jax.random.fold_in(stream(config, NOISE), state.step)
         stage = jnp.searchsorted(ends, state.step, side="right")
-        past_on = jnp.asarray(real_past)[stage]
+
+        if own_past.needed(config):
+            average = jax.tree.map(lambda w: w.astype(config.dtype), nnx.merge_state(state.average, state.constants))
+            frozen = frozen._replace(teacher=(graph, average))
 
         def accumulate(total, micro):
-            value = gradient(state.weights, state.constants, frozen, *micro, past_on)
+            value = gradient(state.weights, state.constants, frozen, *micro, stage)
             return jax.tree.map(lambda t, v: t + v / o.accumulate, total, value), None
 
         # Every device has its share of every micro-batch.
         micros = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=o.accumulate), batch)
         zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.weights)
         keys = jax.random.split(key, o.accumulate)
-        (value, gradients), _ = jax.lax.scan(accumulate, zeros, (micros, keys))
+        if o.accumulate > 1:
+            (value, gradients), _ = jax.lax.scan(accumulate, zeros, (micros, keys))
+        else:  # in no loop, as there XLA makes convolutions some thirty times slower on a CPU
+            (value, gradients), _ = accumulate(zeros, jax.tree.map(lambda x: x[0], (micros, keys)))
         directions, moments = optimizer.update(gradients, state.optimizer, state.weights)
         now = jnp.asarray(rate(config)(state.step))
         updates = jax.tree.map(lambda d: -now * d, directions)

@@ -1,6 +1,7 @@
 """Ranges that fields are declared with, and dataclasses built and checked from plain values."""
 
 import dataclasses
+import types
 import typing
 from typing import Annotated, Literal
 
@@ -33,6 +34,8 @@ TEXT = 1000  # characters that a string may have
 
 def build(kind, values, path):
     """`values` (of JSON, say) as a dataclass or field of type `kind`; `path` names it in errors."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:  # with None, the only one there is
+        return None if values is None else build(typing.get_args(kind)[0], values, path)
     kind, marks = declared(kind)
     if typing.get_origin(kind) is tuple:
         (item, _) = typing.get_args(kind)

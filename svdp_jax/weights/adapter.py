@@ -4,6 +4,7 @@
 rest lay (`models.learned`). The base itself, a converted image model or a whole video model, stays where it is.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from svdp_jax.values import learn
 from svdp_jax.weights import checkpoint
 from svdp_jax.weights.older import renewed
 
-ARRAYS = "model.safetensors"  # of an exported model
 AS_STORED = "as stored"  # how the base of an adapter lies that others trained
 IMAGE = "image."  # where an image model lies in a video model
 
@@ -49,6 +49,22 @@ def beneath(folder: Path, config: configs.Config) -> dict:
         return {}
     base = of(folder) or Adapter(str(folder.resolve()), hash_of(folder / MANIFEST), "", "")
     return {"adapter": base._replace(learn=config.learn, frozen=config.frozen)._asdict()}
+
+
+def network(config: configs.Config, rngs: nnx.Rngs) -> Any:
+    """What the config trains, with all that its table adds to it and takes from it."""
+    return learned.adapted(checkpoint.fresh_network(config, rngs), config.learn, config.frozen, rngs)
+
+
+def abstract(config: configs.Config) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The graph of that, what of it learns and the rest, with shapes in place of arrays."""
+    return shapes(*checkpoint.trained_network(config), config.learn, config.frozen)
+
+
+@lru_cache(maxsize=8)  # tracing the full size takes a second
+def shapes(name: str, part, table: str, frozen: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    make = lambda rngs: learned.adapted(checkpoint.NETWORKS[name][1](part, rngs), table, frozen, rngs)
+    return learned.parted(nnx.eval_shape(lambda: make(nnx.Rngs(0))), table)
 
 
 def started_from(config: configs.Config) -> Path | None:
@@ -111,7 +127,9 @@ def source(folder: Path, prefix: str = "", base: Path | None = None) -> dict[str
 def faults(config: configs.Config, folder: Path) -> list[str]:
     """What keeps a training from starting with the values of a folder, a clause for each kind of fault. What an image model
     has not, or an adapter with less in it, will be fresh."""
-    _, *parts = learned.abstract(config)
+    if not learn.adapts(config.learn):
+        checkpoint.stored_arrays(folder / "params")  # UserError for what is exported, which has lost digits
+    _, *parts = abstract(config)
     structs = {name: leaf for part in parts for name, leaf in checkpoint.named(part).items()}
     about, found = checkpoint.about(folder), source(folder, IMAGE * bool(config.backbone))
     image_alone = about["network"] == "sd35" or about["config"].get("video", {}).get("temporal") == "none"
@@ -124,17 +142,15 @@ def faults(config: configs.Config, folder: Path) -> list[str]:
 
 
 def stored(folder: Path) -> dict:
-    """Shapes of what a weights folder holds, or an exported model, by dotted path, as this version names them."""
-    if not (folder / ARRAYS).is_file():
-        return renewed(checkpoint.stored_arrays(folder / "params"))
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in renewed(load_file(folder / ARRAYS)).items()}
+    """Shapes of what a weights folder holds, by dotted path, as this version names them."""
+    return renewed(checkpoint.stored_shapes(folder))
 
 
 def read_folder(folder: Path, like: dict) -> dict[str, Any]:
     """Some of the arrays of a weights folder, or of an exported model."""
-    if not (folder / ARRAYS).is_file():
+    if not (folder / checkpoint.EXPORTED).is_file():
         return checkpoint.read_arrays(folder / "params", like, part=True)
-    exported = renewed(load_file(folder / ARRAYS))
+    exported = renewed(load_file(folder / checkpoint.EXPORTED))
     return {name: jax.device_put(exported[name].astype(leaf.dtype), leaf.sharding) for name, leaf in like.items()}
 
 
@@ -201,11 +217,15 @@ def load_arrays(folder: Path, base: Path | None = None) -> tuple[nnx.GraphDef, n
 
 
 def load(folder: Path, base: Path | None = None) -> tuple[configs.Config, nnx.Module]:
-    """The model of an adapter's folder, with its base, and the config it was trained with.
+    """A trained model, of an adapter with its base, and the config it was trained with. base: where that has moved.
 
-    It runs as it was trained: what it adds is not folded in, which in bfloat16 would round most of it away.
+    An adapter runs as it was trained: what it adds is not folded in, which in bfloat16 would round most of it away.
     """
-    facts = checkpoint.about(folder)
+    facts, of_adapter = checkpoint.about(folder), of(folder)
+    if base and not of_adapter:
+        raise UserError(f"{folder} is no adapter, so that it needs no base; leave {base} away.")
+    if not of_adapter:
+        return checkpoint.load_model(folder)
     if "training" not in facts:
         raise UserError(f"{folder} holds {facts['network']!r}, not a model trained by svdp_jax.train.")
     graph, state, arrays = load_arrays(folder, base)

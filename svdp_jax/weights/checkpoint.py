@@ -3,6 +3,7 @@
 A weights folder holds `config.json` (which network, its config), `params/`
 (Orbax: arrays by dotted path, restorable with any sharding) and `manifest.json`
 (size and checksum of each file, since Orbax does not notice a flipped bit).
+One that is small enough to come with the package (`shipped`) holds a single file in place of `params/`.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.experimental import multihost_utils
+from safetensors.numpy import load_file
 
 from svdp_jax import config as configs
 from svdp_jax.errors import UserError
@@ -24,6 +26,7 @@ from svdp_jax.files import remove, verify, write_manifest, write_whole
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
 from svdp_jax.models.metric_nets import I3D, LPIPS, ArcFace, ArcFaceConfig, I3DConfig, LPIPSConfig, SyncNet, SyncNetConfig
 from svdp_jax.models.mmdit import MMDiT
+from svdp_jax.models.small_vae import SmallAutoencoder, SmallAutoencoderConfig
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.text import CLIPConfig, CLIPText, T5Config, T5Encoder
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig, PixelCodec
@@ -35,6 +38,7 @@ NETWORKS = {
     "sd35": (configs.Backbone, MMDiT),
     "svdp": (configs.Model, SVDP),
     "vae": (AutoencoderConfig, Autoencoder),
+    "small_vae": (SmallAutoencoderConfig, SmallAutoencoder),
     "clip": (CLIPConfig, CLIPText),
     "t5": (T5Config, T5Encoder),
     "liveportrait": (LivePortraitConfig, LivePortrait),
@@ -44,6 +48,7 @@ NETWORKS = {
     "arcface": (ArcFaceConfig, ArcFace),
     "syncnet": (SyncNetConfig, SyncNet),
 }
+EXPORTED = "model.safetensors"  # in place of `params`
 CHUNK = 1 << 26  # bytes; what one device reads at least of a sharded array
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
@@ -135,12 +140,24 @@ def abstract_network(folder: Path, change: Callable = lambda network: network) -
 def load_network(folder: Path, dtype=None, sharding=None) -> Any:
     """The network of a weights folder, in the dtype given or that stored, laid out so or on one device of this process."""
     graph, state = nnx.split(abstract_network(folder))
+    if (folder / EXPORTED).exists():
+        return nnx.merge(graph, exported(folder, state, dtype, sharding))
     stored = renewed(stored_arrays(folder / "params"))
     typed = {
         path: jax.ShapeDtypeStruct(leaf.shape, dtype or stored.get(path, leaf).dtype, sharding=sharding)
         for path, leaf in named(state).items()
     }
     return nnx.merge(graph, load_weights(folder, replaced(state, typed)))
+
+
+def exported(folder: Path, state, dtype, sharding):
+    """The state with the arrays of an exported folder, in the dtype given or that of the network."""
+    verify(folder)
+    arrays, leaves = renewed(load_file(folder / EXPORTED)), named(state)
+    if faults := misfits(leaves, arrays):
+        raise UserError(f"{folder / EXPORTED} does not fit its config.json: {'; '.join(faults)}.")
+    typed = {path: arrays[path].astype(dtype or leaf.dtype) for path, leaf in leaves.items()}
+    return replaced(state, {path: jax.device_put(array, sharding) for path, array in typed.items()})
 
 
 def load_weights(folder: Path, state):
@@ -224,7 +241,27 @@ def stored_arrays(folder: Path) -> dict:
     return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.tree.items()}
 
 
+def stored_shapes(folder: Path) -> dict:
+    """Shape and dtype of every array of a weights folder, by dotted path."""
+    if (folder / EXPORTED).exists():
+        return {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in load_file(folder / EXPORTED).items()}
+    return stored_arrays(folder / "params")
+
+
 # --- trained models
+
+
+def trained_network(config: configs.Config) -> tuple[str, Any]:
+    """The network that a run trains, by its name in NETWORKS, and its config."""
+    if config.trains == "codec":
+        return "small_vae", SmallAutoencoderConfig(channels=config.model.backbone.channels)
+    return "svdp", config.model
+
+
+def fresh_network(config: configs.Config, rngs: nnx.Rngs) -> Any:
+    """That network with fresh weights."""
+    name, part = trained_network(config)
+    return NETWORKS[name][1](part, rngs)
 
 
 def save_model(folder: Path, config: configs.Config, *states: nnx.State, facts: dict | None = None) -> None:
@@ -232,7 +269,7 @@ def save_model(folder: Path, config: configs.Config, *states: nnx.State, facts: 
     partial = folder.with_name(f".{folder.name}.partial")
     once(lambda: remove(partial))
     arrays = {name: array for state in states for name, array in named(state).items()}
-    save_weights(partial, "svdp", config.model, arrays, facts or trained_with(config))
+    save_weights(partial, *trained_network(config), arrays, facts or trained_with(config))
     once(lambda: (remove(folder), partial.rename(folder)))
 
 
@@ -245,7 +282,7 @@ def load_model(folder: Path) -> tuple[configs.Config, nnx.Module]:
     """A trained model and the config it was trained with; `folder` as in `model_folder`."""
     folder = model_folder(folder)
     facts = about(folder)
-    if "training" not in facts:
+    if "training" not in facts or facts["network"] != "svdp":
         raise UserError(f"{folder} holds {facts['network']!r}, not a model trained by svdp_jax.train.")
     return configs.from_flags(facts["training"]), load_network(folder)
 
@@ -268,16 +305,26 @@ def run_checkpoints(workdir: Path) -> Iterator[tuple[int, Path]]:
 CODECS = {
     "pixels": lambda config: PixelCodec(config.factor),
     "sd3": lambda config: Autoencoder(AutoencoderConfig(), nnx.Rngs(0)),
+    "small": lambda config: SmallAutoencoder(SmallAutoencoderConfig(), nnx.Rngs(0)),
 }
+SMALL = Path(__file__).parent / "codec"  # the small codec that comes with the package
 
 
-def load_codec(config: configs.Codec, dtype=np.float32, sharding=None) -> PixelCodec | Autoencoder:
-    """The codec of a model; the autoencoder's weights come from the folder that the config names.
+def codec_folder(config: configs.Codec) -> Path | None:
+    """Where a codec's weights are; None where it has none."""
+    if config.kind == "small":
+        return model_folder(Path(config.weights)) if config.weights else SMALL
+    return Path(config.weights) if config.weights else None
+
+
+def load_codec(config: configs.Codec, dtype=np.float32, sharding=None) -> PixelCodec | Autoencoder | SmallAutoencoder:
+    """The codec of a model; an autoencoder's weights come from the folder that the config names, or with the package.
 
     It computes in the dtype, not in that in which the weights are stored: float16 is too narrow for some autoencoders.
     """
     if config.kind == "pixels":
         return CODECS[config.kind](config)
-    if not config.weights:
+    folder = codec_folder(config)
+    if not folder:
         raise UserError("config.model.codec.weights must name the folder of the converted autoencoder.")
-    return load_network(Path(config.weights), dtype, sharding)
+    return load_network(folder, dtype, sharding)

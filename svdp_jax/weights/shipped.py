@@ -1,28 +1,25 @@
-"""The model that comes with the package, and how a trained one becomes two small files that can be shipped.
+"""The model and the small codec that come with the package, and how a trained one becomes two small files.
 
-An exported model is a folder of config.json, model.safetensors (in float16) and manifest.json, with
-the log of its training; far smaller to carry than Orbax's many files, and `load` takes either form.
+An exported network is a folder of config.json, model.safetensors (in float16) and manifest.json, with
+the log of its training; far smaller to carry than Orbax's many files, and `checkpoint` takes either form.
 Make one, once, of a finished run:
 
     python -c "from svdp_jax.weights import shipped; shipped.export('runs/toy_cpu')"
+    python -c "from svdp_jax.weights import shipped; shipped.export('runs/toy_codec', shipped.checkpoint.SMALL)"
 """
 
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from svdp_jax import config as configs
 from svdp_jax.errors import UserError
 from svdp_jax.files import MANIFEST, hash_of
 from svdp_jax.weights import adapter, checkpoint
-from svdp_jax.weights.adapter import ARRAYS
-from svdp_jax.weights.older import renewed
 
 FOLDER = Path(__file__).parent / "toy"
+ANY = "a work folder of svdp_jax.train, or weights that `python -m convert liveportrait` made"
 LIMIT = 20_000_000  # bytes; what a package may weigh
 
 
@@ -33,26 +30,8 @@ def find(folder=None) -> Path:
     folder = Path(folder or FOLDER)
     found = checkpoint.model_folder(folder)
     if not all((found / name).is_file() for name in ("config.json", "manifest.json")):
-        raise UserError(f"{folder} holds no trained model; give a work folder of svdp_jax.train.")
+        raise UserError(f"{folder} holds no model; give {ANY}.")
     return found
-
-
-def load(folder: Path, base: Path | None = None) -> tuple[configs.Config, nnx.Module]:
-    """The model of a folder that `find` gave, and the config it was trained with. base: of an adapter, where it has moved."""
-    if adapter.of(folder):
-        return adapter.load(folder, base)
-    if base:
-        raise UserError(f"{folder} is no adapter, so that it needs no base; leave {base} away.")
-    if not (folder / ARRAYS).exists():
-        return checkpoint.load_model(folder)
-    checkpoint.verify(folder)
-    graph, state = nnx.split(checkpoint.abstract_network(folder))
-    arrays, leaves = renewed(load_file(folder / ARRAYS)), checkpoint.named(state)
-    for name, leaf in leaves.items():
-        if name not in arrays or arrays[name].shape != leaf.shape:
-            raise UserError(f"{folder / ARRAYS} does not fit its config.json: {name} is missing or misshapen.")
-    state = checkpoint.replaced(state, {name: jnp.asarray(arrays[name], leaf.dtype) for name, leaf in leaves.items()})
-    return configs.from_flags(checkpoint.about(folder)["training"]), nnx.merge(graph, state)
 
 
 def export(folder, target: Path = FOLDER) -> None:
@@ -68,8 +47,8 @@ def export(folder, target: Path = FOLDER) -> None:
         raise UserError(f"{folder} has {size:,} bytes of weights; what is shipped may have {LIMIT:,}.")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(arrays, partial / ARRAYS)
-    (partial / ARRAYS).chmod(0o644)  # safetensors lets the owner alone read it
+    save_file(arrays, partial / checkpoint.EXPORTED)
+    (partial / checkpoint.EXPORTED).chmod(0o644)  # safetensors lets the owner alone read it
     shutil.copyfile(folder / "config.json", partial / "config.json")
     for log in (run / "metrics.jsonl", run / "results" / "results.md"):
         if log.exists():  # a run that was stopped has no results yet

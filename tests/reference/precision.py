@@ -13,8 +13,8 @@ import numpy as np
 from conftest import tiny_model
 
 from svdp_jax import config as configs
-from svdp_jax.animator import Animator
 from svdp_jax.diffusion import flow
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.evaluation import toy_score
 from svdp_jax.training import step
 from svdp_jax.weights import checkpoint, shipped
@@ -35,7 +35,7 @@ def as_trained(count: int) -> tuple[np.ndarray, float]:
 
     flow.noised = spy
     try:
-        value = step.loss(lambda x, *_, policy, **conditions: 0 * x, batch, jax.random.key(0), config, 1.0)
+        value = step.flow_loss(lambda x, *_, policy, **conditions: 0 * x, None, batch, jax.random.key(0), config, 0)
     finally:
         flow.noised = noised
     return np.asarray(drawn[0], np.float64).ravel(), float(value)
@@ -57,10 +57,10 @@ def moments(x: np.ndarray) -> dict[str, float]:
 
 def pictures(clips: int, **changes) -> np.ndarray:
     """What the shipped model makes of unseen clips, with a config changed so: b f y x c."""
-    config, model = shipped.load(shipped.find())
+    config, model = checkpoint.load_model(shipped.find())
     config = dataclasses.replace(config, **changes)
-    animator = Animator(config, model, checkpoint.load_codec(config.model.codec))
-    return toy_score.generate(animator, toy_score.unseen_clips(config.data, clips)).astype(np.float64)
+    engine = SVDPEngine(config, model, checkpoint.load_codec(config.model.codec))
+    return toy_score.generate(engine, toy_score.unseen_clips(config.data, clips)).astype(np.float64)
 
 
 def main() -> None:
