@@ -7,9 +7,11 @@ First, `python -m convert all SD3.5-M weights`, `python -m convert prompt weight
 `python -m svdp_jax.prepare videos records --size 512 --codec weights/vae --pair-weights liveportrait`:
 the autoencoder encodes before, since it does not fit beside the training.
 From our count of FLOPs and the stated rates, 2026-11-28, not run: 8.9 s a step, MFU 41 % of useful FLOPs (frozen
-weights need no gradients); the 5 000 steps 12.3 h. Memory has not been compiled for with these settings: with bfloat16 weights and moments in float32 the same clips took 16.5 GiB, too many.
+weights need no gradients); the 5 000 steps 12.3 h. Memory: not compiled for with these
+settings. The compiler gave 16.5 GiB, too many, for the same clips over bfloat16 weights with moments in float32, and
+16.8 GiB for clips of 8 after 2 over int8 with moments in bfloat16; by their difference these take 13.4.
 So short clips teach little of time: 16 frames in a pass are more than this chip holds.
-`--config configs/colab_v5e1.py:personal --config.start=runs/colab_v5e1 --config.data.path=RECORDS` goes on from what was trained, on
+`--config configs/colab_v5e1.py:personal --config.start=runs/colab_v5e1 --config.data.path=RECORDS` goes on from it, on
 one person's records: 400 steps, an hour.
 """
 

@@ -7,7 +7,7 @@ First, `python -m convert all SD3.5-M weights`, `python -m convert prompt weight
 `python -m svdp_jax.prepare videos records --size 512 --codec weights/vae --pair-weights liveportrait`:
 the autoencoder encodes before, since it does not fit beside the training.
 Neither run nor compiled: GPUs cannot be compiled for without one. By our count 495 useful TFLOP a clip, 3 960 a step.
-`--config configs/gpu_one.py:personal --config.start=runs/gpu_one --config.data.path=RECORDS` goes on from what was trained, on
+`--config configs/gpu_one.py:personal --config.start=runs/gpu_one --config.data.path=RECORDS` goes on from it, on
 one person's records: 300 steps.
 """
 

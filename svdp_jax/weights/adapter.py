@@ -127,8 +127,6 @@ def source(folder: Path, prefix: str = "", base: Path | None = None) -> dict[str
 def faults(config: configs.Config, folder: Path) -> list[str]:
     """What keeps a training from starting with the values of a folder, a clause for each kind of fault. What an image model
     has not, or an adapter with less in it, will be fresh."""
-    if not learn.adapts(config.learn):
-        checkpoint.stored_arrays(folder / "params")  # UserError for what is exported, which has lost digits
     _, *parts = abstract(config)
     structs = {name: leaf for part in parts for name, leaf in checkpoint.named(part).items()}
     about, found = checkpoint.about(folder), source(folder, IMAGE * bool(config.backbone))
