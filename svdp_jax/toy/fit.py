@@ -13,6 +13,7 @@ from einops import rearrange, reduce
 
 from svdp_jax.toy import person, world
 
+LARGEST = 64  # pixels a side that are drawn; larger frames are averaged to it, as detail beyond 32 only traps
 STEPS, NUDGE = 6, 0.02  # steps of each descent, and of finite differences, in half ranges
 
 
@@ -98,6 +99,7 @@ def fit(frames, identity):
         grids = grids.at[..., jnp.array([person.Motion._fields.index(name) for name in values])].set(grid)
         return refined(identity, frames, likeliest(identity, frames, grids))
 
+    frames = coarse(frames, max(1, frames.shape[1] // LARGEST))
     usual = person.Motion(*jnp.zeros(len(person.RANGES)))._replace(blink=jnp.float32(-0.4), mouth_open=jnp.float32(-0.3))
     places = jnp.broadcast_to(jnp.array(usual), (len(frames), len(person.RANGES)))
     # grids of one size compile once
