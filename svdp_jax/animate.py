@@ -154,7 +154,6 @@ def animate(options: argparse.Namespace, source, driving, **finding) -> None:
 
 def record(options: argparse.Namespace, driving, face, driving_face, driving_crop, landmarks, **source) -> None:
     """Of the driver alone."""
-    apart(options.output, driving, landmarks)
     finding = {"driving_face": face if driving_face is None else driving_face, "driving_crop": driving_crop}
     tell(options.output, driving, loaded(options).record(options.output, driving, landmarks=landmarks, show=tqdm, **finding))
 

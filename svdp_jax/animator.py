@@ -132,7 +132,7 @@ class Animator:
         """
         arguments.check(source=source, drop=drop, face=face, source_crop=source_crop, driving_crop=driving_crop)
         _, making = self.sorted(paste_back=paste_back, compare=False, **options)
-        framing, size = self.engine.framing, making.get("segment") or self.engine.data.frames
+        framing, size = self.engine.framing, self.engine.pace(**making)[0]
         picture, place, portrait = scenes.portrait(source, framing, face, source_crop)
         frames = live.driver(driving, framing, driving_face, driving_crop == "none")
         with contextlib.closing(Arriving(frames, size, drop)) as arriving:
@@ -145,10 +145,10 @@ class Animator:
         """Writes to `output`, a .safetensors, what LivePortrait needs of a driver: given as `driving`, it stands for
         the video, which then need not be there. Returns what was found in it."""
         arguments.check(output=output, show=show, driving_face=driving_face, driving_crop=driving_crop, landmarks=landmarks)
-        if not Path(output).parent.is_dir():
-            raise UserError(f"{output}: the folder {Path(output).parent} does not exist; create it first.")
+        apart(output, driving, landmarks)
+        keep = self.engine.recorder(Path(output))
         driver = scenes.watched(driving, self.engine.framing, driving_face, driving_crop, landmarks, fps, show)
-        self.engine.record(Path(output), driver)
+        keep(driver)
         return driver
 
     def sorted(self, *, paste_back: bool, compare: bool, **options) -> tuple[dict, dict]:

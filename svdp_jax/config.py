@@ -187,6 +187,7 @@ class Stage:
     calls: tuple[Few, ...] = (4,)
     path: Few = 28
     past: bool = False
+    own_past: Share = 0.0  # of the examples with past: the model's own frames in place of real ones (training/own_past.py)
     self_driven: bool = False
     rate: Rate = 1e-3  # peak learning rate
     final_rate: Annotated[float, Range(0, 10)] = 1e-4  # reached by a cosine at the end of the stage
@@ -254,7 +255,6 @@ class Mesh:
 class Config:
     name: Annotated[str, FREE]
     model: Model
-    trains: Literal["video", "codec"] = "video"  # the network that learns: the video model, or its `small` codec
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     stages: tuple[Stage, ...] = (Stage(),)
@@ -270,6 +270,7 @@ class Config:
     start: str = ""  # work folder of a finished run whose model a new one starts from
     teacher: str = ""  # work folder of a finished run whose path is learned, and with whose weights one begins; or `shipped`
     prompt: str = ""  # file of an encoded prompt; empty means zeros
+    trains: Literal["video", "codec"] = "video"  # the network that learns: the video model, or its `small` codec
     seed: Seed = 0
     log_every: Annotated[Steps, FREE] = 10
     watch_every: Annotated[int, Range(0, 1 << 30), FREE] = 100  # steps between checks for copying the driver; 0 for none

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from svdp_jax import config as configs
-from svdp_jax.training import feed, records
+from svdp_jax.training import feed, own_past, records
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -37,7 +37,8 @@ def noise(config: configs.Config, cache):
             raise OSError("the disk is gone")
         random = np.random.default_rng((config.seed, index))
         draw = lambda *lead: random.integers(0, 256, (*lead, d.size, d.size, 3), np.uint8)
-        return {"source": draw(), "past": draw(d.past), "target": draw(d.frames), "driving": draw(d.frames)}
+        example = {"source": draw(), "past": draw(d.past), "target": draw(d.frames), "driving": draw(d.frames)}
+        return example | ({"past_driving": draw(d.past)} if own_past.needed(config) else {})
 
     return example
 

@@ -8,6 +8,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -335,6 +337,99 @@ def driven(s, d, relative):
             delta[:, k, axis] = d["exp"][:, k, axis]
     t = t * torch.tensor([1.0, 1.0, 0.0])
     return scale[:, None] * (s["kp"] @ turn + delta) + t[:, None]
+
+
+# What the release does around its networks. Pictures are (h, w, 3) uint8, points (x, y).
+
+CROP = 512
+LIPS, EYES = [6, 12, 14, 17, 19, 20], [11, 13, 15, 16, 18]
+
+
+def placed(eyes, lips, scale, down, upright):
+    """2 x 3, from the picture to the crop of a face, by the middles of its eyes and of its lips. The published square
+    is around 203 landmarks; here it is told from the two points, as in svdp_jax."""
+    eyes, lips = np.asarray(eyes, float), np.asarray(lips, float)
+    axis = (lips - eyes) / np.linalg.norm(lips - eyes) if upright else np.array([0.0, 1.0])
+    side = scale * 2.1 * np.linalg.norm(lips - eyes)
+    middle = eyes + 0.7 * (lips - eyes) + down * side * axis
+    turn = np.array([[axis[1], -axis[0]], axis]) * CROP / side
+    return np.concatenate([turn, (CROP / 2 - turn @ middle)[:, None]], 1)
+
+
+def source_crop(picture, matrix):
+    return cv2.warpAffine(picture, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR)
+
+
+def driving_crop(frame, matrix):
+    """In whole pixels; beyond the frame its edge is repeated."""
+    side = round(CROP / matrix[0, 0])
+    left, top = np.round(-matrix[:, 2] / matrix[0, 0]).astype(int)
+    whole = cv2.warpAffine(
+        frame, np.float64([[1, 0, -left], [0, 1, -top]]), (side, side), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
+    )
+    return cv2.resize(whole, (256, 256), interpolation=cv2.INTER_AREA)
+
+
+def soft_mask():
+    """Of the crop: 1 within 16 pixels of each side, round corners, falling linearly."""
+    y, x = np.mgrid[:CROP, :CROP].astype(np.float32)
+    far = [np.maximum(0, np.maximum(16 - v, v - (CROP - 16))) for v in (x, y)]
+    return np.clip(1 - np.hypot(*far) / 16, 0, 1)
+
+
+def pasted(picture, matrix, portrait):
+    """Where the mask reaches half a pixel beyond the portrait, its edge is repeated; published is black."""
+    back, size = cv2.invertAffineTransform(matrix), picture.shape[1::-1]
+    mask = cv2.warpAffine(soft_mask(), back, size, flags=cv2.INTER_LINEAR)[..., None]
+    fitted = cv2.warpAffine(portrait, back, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    return np.clip(mask * fitted + (1 - mask) * picture, 0, 255)
+
+
+def tensor(pictures):
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 255
+
+
+def animated(model, source, driving, relative=True, region="all", multiplier=1.0, eyes=None, lips=None, opening=None, first=0):
+    """Crops, 512 and 256, to pictures (f, 512, 512, 3) of 0..255. eyes, lips: wanted openings; opening: the source's."""
+    half = cv2.resize(source, (256, 256), interpolation=cv2.INTER_AREA)
+    s, d = model.motion(tensor([half])), model.motion(tensor(driving))
+    x_s, x_0 = points(s), {name: value[first : first + 1] for name, value in d.items()}
+    n, pose, face = len(driving), region in ("all", "pose"), region in ("all", "exp")
+    turn = rotation(s).expand(n, 3, 3)
+    if pose:
+        turn = rotation(d) @ rotation(x_0).mT @ rotation(s) if relative else rotation(d)
+    told = s["exp"] + d["exp"] - x_0["exp"] if relative else d["exp"]
+    delta = s["exp"].repeat(n, 1, 1)
+    if face and relative:
+        delta = told
+    elif face:
+        for k in (1, 2, 6, *range(11, 21)):
+            delta[:, k] = told[:, k]
+        for k, axis in ((3, 1), (4, 1), (5, 2), (8, 2), (9, 1), (9, 2)):
+            delta[:, k, axis] = told[:, k, axis]
+    for k in {"lip": LIPS, "eyes": EYES}.get(region, ()):
+        delta[:, k] = told[:, k]
+    scale = s["scale"] * d["scale"] / x_0["scale"] if relative and region == "all" else s["scale"]
+    t = s["t"]
+    if pose:
+        t = s["t"] + d["t"] - x_0["t"] if relative else d["t"]
+    t = t * torch.tensor([1.0, 1.0, 0.0])
+    x_d = scale[:, None] * (s["kp"] @ turn + delta) + t[:, None]
+    shifts = 0
+    if eyes is not None:
+        shifts = model.eye(torch.cat([x_s.flatten(1), torch.tensor([[*opening[:2], eyes]])], 1)).view(1, -1, 3)
+    if lips is not None:
+        shifts = shifts + model.mouth(torch.cat([x_s.flatten(1), torch.tensor([[opening[2], lips]])], 1)).view(1, -1, 3)
+    if eyes is not None or lips is not None:
+        x_d = (x_s if relative else x_d) + shifts
+        x_d = x_d.expand(n, -1, -1).clone()
+    change = model.shoulder(torch.cat([x_s.expand_as(x_d).flatten(1), x_d.flatten(1)], 1))
+    x_d = x_d + change[:, :63].view(-1, KEYPOINTS, 3)
+    x_d[..., :2] += change[:, None, 63:]
+    x_d = x_s + (x_d - x_s) * multiplier
+    volume = model.appearance(tensor([half])).expand(n, -1, -1, -1, -1)
+    features, _ = model.warping(volume, x_s.expand_as(x_d), x_d)
+    return (model.generator(features).clip(0, 1) * 255).movedim(1, -1).numpy()
 
 
 def randomized(config, seed=0) -> LivePortrait:

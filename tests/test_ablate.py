@@ -69,7 +69,8 @@ def runs(*psnr: list[float], control: float = 1.0) -> list[dict]:
     """Scores of runs with these numbers by clip; what is fitted is the truth, or a share of it beside noise."""
     rng = np.random.default_rng(1)
     true, noise = rng.normal(size=(2, len(psnr[0]), 4, len(person.Motion._fields)))
-    one = {name: np.linspace(0, 1, len(psnr[0])) for name in ("identity_error", "leak", "flicker", "drift", "seams_seen")}
+    one = {name: np.linspace(0, 1, len(psnr[0])) for name in ablate.MEANS}
+    one |= {"hidden": np.zeros(true.shape[:2], bool), "squares": np.ones(true.shape[:2])}
     return [one | {"psnr": np.array(p), "true": true, "fitted": control * true + (1 - control) * noise} for p in psnr]
 
 
@@ -81,7 +82,17 @@ def test_differences_are_paired_and_bold_where_every_seed_agrees():
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert cells[0][:3] == ["better", "**+1.25** [+1.25, +1.25]", "+0.000 [+0.000, +0.000]"]  # clips differ far more
     assert cells[1][:2] == ["torn", "+1.00 [+1.00, +1.00]"] and cells[1][2].startswith("**-")
-    assert ablate.table({"base": base}).splitlines()[2].startswith("| base | 25.50 ± 0.50 | 1.000 ± 0.000 |")
+    head, _, row = ablate.table({"base": base}).splitlines()
+    assert row.startswith("| base | 25.50 ± 0.50 | 1.000 ± 0.000 |") and "hidden" not in head
+
+
+def test_a_study_of_hidden_drivers_tells_them_apart():
+    (base,) = runs([10.0, 20.0, 30.0, 40.0])
+    base["hidden"][:, :2], base["squares"][:, :2] = True, 255**2 / 100
+    head, _, row = ablate.table({"base": [base]}).splitlines()
+    names, cells = ([cell.strip() for cell in line.split("|")] for line in (head, row))
+    told = dict(zip(names, cells))
+    assert told["hidden: PSNR, dB ↑"] == "20.00" and told["hidden: control ↑"] == "1.000"
 
 
 VARIANTS = """

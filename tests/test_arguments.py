@@ -39,13 +39,13 @@ FITTING = {
     "source": PICTURE, "driving": FILM, "output": "out.mp4", "folder": None, "network": "svdp", "transfer": Transfer(), "face": np.int64(1), "driving_face": None,
     "source_crop": "none", "driving_crop": "auto", "landmarks": "a.npy", "fps": 25, "paste_back": False, "compare": True,
     "watch": False, "seed": 0, "sampling": CONFIG.sampling, "show": print, "finish": print, "crops": FILM,
-    "drivers": iter(FILM),
+    "drivers": iter(FILM), "frame": PICTURE, "drop": True, "segment": 4,
 }  # fmt: skip
 # What of STRANGE each argument can be given.
 TAKEN = {
     "source": ("x", PICTURE), "driving": ("x",), "output": ("x",), "folder": (None, "x"), "network": (None, "x"), "transfer": (None,), "driving_face": (None,),
     "landmarks": (None, "x"), "fps": (1.5,), "paste_back": (True,), "compare": (True,), "watch": (True,),
-    "sampling": (None,), "drivers": ([], {}, PICTURE, FILM[:0]),
+    "sampling": (None,), "drivers": ([], {}, PICTURE, FILM[:0]), "frame": (PICTURE,), "drop": (True,), "segment": (None,),
 }  # fmt: skip
 
 
@@ -74,6 +74,7 @@ def test_every_argument_is_declared():
         "options",
         "framing",
         "past",
+        "ready",
         "again",
     }
     assert named <= set(arguments.ARGUMENTS)

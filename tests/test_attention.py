@@ -1,9 +1,18 @@
+import importlib.util
+import json
+import runpy
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svdp_jax.models import attention, layers
+from svdp_jax import config as configs
+from svdp_jax.models import attention, layers, tiles
+
+BENCH = Path(__file__).parents[1] / "tpu_scripts" / "bench.py"
 
 
 def test_attention_is_softmax_attention():
@@ -39,7 +48,7 @@ def test_frames_see_themselves_their_text_and_their_references():
 
 def test_splash_pads_little_and_its_tiles_divide():
     for length, padded in ((3405, 3456), (1357, 1536), (20480, 20480), (1024, 1024), (3072, 3072)):
-        found, blocks = attention.splash_blocks(length, length)
+        found, blocks = attention.splash_blocks(length, length, tiles.Tiles())
         assert found == (padded, padded)
         assert padded % blocks.block_q == padded % blocks.block_kv == 0
         assert blocks.block_kv % blocks.block_kv_compute == 0
@@ -74,3 +83,27 @@ def test_cudnn_runs_forward_once_where_its_results_are_kept(monkeypatch, policy,
     traced = str(jax.make_jaxpr(jax.grad(lambda x: kept(x).astype(jnp.float32).sum()))(x))
     assert traced.count(f"{layers.CUDNN}[") == runs
     assert traced.count("dot_product_attention_bwd_wrapper[") == 1
+
+
+def test_tiles_are_timed_and_the_fastest_written_down(monkeypatch, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("bench", BENCH)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    make = attention.splash_kernel.make_splash_mha_single_device
+    monkeypatch.setattr(attention.splash_kernel, "make_splash_mha_single_device", lambda *a, **k: make(*a, **k, interpret=True))
+    monkeypatch.setattr(tiles, "TILES", {("another chip", 64): tiles.Tiles()})
+    toy = configs.Config("tiny", configs.toy(), configs.Data(size=64, frames=3, past=1))
+    with jax.numpy_dtype_promotion("standard"):
+        rows = bench.tune(toy, 1, ((128, 256), (256,), (128,), (128,)))
+    timed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    fastest = {name: timed[0][name] for name in tiles.Tiles._fields}
+    assert len(timed) == 2 and timed[0]["seconds"] <= timed[1]["seconds"] and timed[0]["queries"] != timed[1]["queries"]
+    assert rows == {("another chip", 64): tiles.Tiles(), (jax.devices()[0].device_kind, 32): tiles.Tiles(**fastest)}
+    shutil.copyfile(tiles.__file__, tmp_path / "tiles.py")
+    for _ in range(2):  # in place of none, and of itself
+        bench.written(tmp_path / "tiles.py", rows)
+        module = runpy.run_path(str(tmp_path / "tiles.py"))
+        assert module["TILES"] == rows and module["tiles_for"](7) == tiles.Tiles()
+    monkeypatch.setattr(tiles, "TILES", rows)
+    blocks = attention.splash_blocks(256, 256, tiles.tiles_for(32))[1]
+    assert blocks.block_q == fastest["queries"] and blocks.block_kv_compute == 128

@@ -494,7 +494,7 @@ SERIOUS = ("serious", "critical")
 def test_axe_finds_nothing_serious_that_is_ours(browser, served):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = opened(browser, served)
-    page.get_by_text("Faces and cropping").click(), page.get_by_text("Sampling").click()
+    page.get_by_text("Faces and cropping").click(), page.get_by_text("Settings").click()
     page.get_by_role("button", name="Animate").click()
     assert until(lambda: "Finished." in told(page))
     found = axe.Axe().run(page).response["violations"]

@@ -1,19 +1,28 @@
 """LivePortrait against a PyTorch reading of its description, through the converter; the sampler."""
 
 import shutil
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REAL
 from einops import rearrange
 from flax import nnx
 from torch_reference import assert_close, library
 
 import convert.__main__ as command
+from svdp_jax.config import Transfer
+from svdp_jax.engines.liveportrait import LivePortraitEngine, computing_in, draw
+from svdp_jax.faces import face, follow, scene
+from svdp_jax.faces.driving import DrivingFrame
+from svdp_jax.faces.framing import Turned
+from svdp_jax.media import video
+from svdp_jax.media.images import read_image
 from svdp_jax.models import keypoints, volume
 from svdp_jax.models.keypoints import Motion
-from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
+from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig, grid
 from svdp_jax.weights.checkpoint import load_network
 
 SMALL = LivePortraitConfig(
@@ -169,6 +178,83 @@ def test_whole_path(ours, theirs, relative):
     assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.std()
 
 
+OPENING = np.float32([0.3, 0.28, 0.1])
+USES = {
+    "relative": ({}, {}),
+    "absolute, lips": ({"motion": "absolute", "animation_region": "lip"}, {"relative": False, "region": "lip"}),
+    "absolute": ({"motion": "absolute"}, {"relative": False}),
+    "later": (
+        {"first_frame": 2, "driving_multiplier": 0.7, "animation_region": "exp"},
+        {"first": 2, "multiplier": 0.7, "region": "exp"},
+    ),
+    "opened": ({"eye_retargeting": 0.4, "lip_retargeting": 0.2}, {"eyes": 0.4, "lips": 0.2, "opening": OPENING}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(weights):
+    return LivePortraitEngine.load(weights)
+
+
+class Real(NamedTuple):
+    """A portrait and some frames of a driver, with their faces, as ours crops them and as the reference does."""
+
+    picture: np.ndarray
+    place: Turned
+    source: DrivingFrame
+    driver: list[DrivingFrame]
+    matrix: np.ndarray
+    crop: np.ndarray
+    crops: list[np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def real(engine):
+    import liveportrait_reference as reference
+
+    if not REAL.is_dir():
+        pytest.skip(f"real clips are not at {REAL}")
+    picture, framing = read_image(REAL / "s9.jpg"), engine.framing
+    frames = [frame.image for frame in video.read_frames(REAL / "d18.mp4", 80, 126)][::15]
+    seen, driver = follow.one(picture), scene.watched(frames, framing)
+    middles = lambda f: [(z.real, z.imag) for z in ((f.left_eye + f.right_eye) / 2, f.mouth)]
+    here = reference.placed(*middles(seen), 2.3, -0.125, True)
+    mean = face.Face(*(np.mean(values) for values in driver.track.faces[:7]))
+    there = reference.placed(*middles(mean), 2.2, -0.1, False)
+    place = framing.place(seen)
+    source = DrivingFrame(*[framing.cut(picture, place)] * 2, opening=OPENING)
+    crops = [reference.driving_crop(frame, there) for frame in frames]
+    return Real(picture, place, source, list(driver.frames()), here, reference.source_crop(picture, here), crops)
+
+
+@pytest.mark.parametrize("name", USES)
+def test_the_whole_way_of_a_real_picture(engine, theirs, real, name):
+    """Crops, motion, retargeting, stitching, networks and the soft rim: every pixel within 2 of 255."""
+    import liveportrait_reference as reference
+
+    ours_does, theirs_does = USES[name]
+    made = reference.animated(theirs, real.crop, real.crops, **theirs_does)
+    found = list(engine.play(real.source, real.driver, lambda: real.driver, transfer=Transfer(**ours_does)))
+    for ours, expected in zip(found, made, strict=True):
+        assert np.abs(ours - expected).max() <= 2
+        back = engine.framing.paste(real.picture, real.place, ours)
+        assert np.abs(back - reference.pasted(real.picture, real.matrix, np.uint8(np.round(expected)))).max() <= 2
+    if name != "relative":  # the option is put to the test
+        assert np.abs(made - reference.animated(theirs, real.crop, real.crops)).max() > 4
+
+
+def test_bfloat16_is_near(engine):
+    """As accelerators compute; places are not told in it, so that nothing moves."""
+    picture = np.round(255 * pictures(1)[0]).astype(np.uint8)
+    known, batches = engine.reenact(DrivingFrame(picture, picture), [DrivingFrame(picture[::-1], picture)])
+    (made,) = batches
+    state = computing_in(engine.state, jnp.bfloat16)
+    found = draw(engine.graph, state, known, jnp.asarray(made.asked), jnp.asarray(made.driver))
+    assert {x.dtype for x in jax.tree.leaves(state["generator"])} == {jnp.bfloat16}
+    away = np.abs(np.asarray(found.pictures, int) - made.pictures)
+    assert 0 < away.mean() < 1.5 and away.max() < 40
+
+
 # Keypoints
 
 
@@ -224,6 +310,18 @@ def test_sampler_equals_grid_sample(shape):
     places[0, 0, 0, :, 0], places[0, 0, 1, :, 1] = special[:6], special[-6:]
     expected = torch.nn.functional.grid_sample(first(volumes), torch.from_numpy(places), align_corners=False)
     np.testing.assert_allclose(jax.jit(volume.sample)(volumes, places), last(expected), atol=2e-6)
+
+
+def test_a_shifted_grid_is_sampled_like_any_other():
+    torch, shape = library("torch"), (2, 3, 5, 4)
+    volumes, shifts = normal(*shape, 3), np.random.default_rng(1).uniform(-2.5, 2.5, (2, 6, 3)).astype(np.float32)
+    shifts[:, 0] = 0
+    cells = np.asarray(grid(shape[1:], np.float32))
+    places = cells[:, :, :, None] + shifts[:, None, None, None]  # b z y x k 3
+    flat = torch.from_numpy(rearrange(places, "b z y x k i -> b z y (x k) i").copy())
+    expected = last(torch.nn.functional.grid_sample(first(volumes), flat, align_corners=False)).numpy()
+    found = np.asarray(jax.jit(volume.sample_shifted)(volumes, cells, shifts))
+    np.testing.assert_allclose(rearrange(found, "b z y x k c -> b z y (x k) c"), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("kernel, depth", [(1, 4), (3, 4), (7, 4), (7, 2), (3, 1)])

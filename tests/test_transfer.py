@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import struct
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,16 +12,19 @@ from conftest import randomized
 from flax import nnx
 from safetensors import safe_open
 from test_animate import LITTLE, command
+from test_face import canvas, draw
 from test_pairs import photographs
 
 from svdp_jax.animator import Animator
 from svdp_jax.config import ALIKE, AS_DRIVEN, Transfer
 from svdp_jax.engines import liveportrait
 from svdp_jax.engines.liveportrait import LivePortraitEngine
+from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces import landmarks, scene
 from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.media import video
+from svdp_jax.media.images import write_image
 from svdp_jax.models import keypoints
 from svdp_jax.models.liveportrait import LivePortrait
 from svdp_jax.weights import checkpoint
@@ -194,6 +198,57 @@ def test_bad_templates_are_a_sentence(weights, tmp_path, engine):
     template.write(path, [broken], video.Fraction(25), engine.fingerprint)
     with pytest.raises(UserError, match="not finite"):
         engine.recorded(path)
+
+
+# The page
+
+
+def test_a_still_picture_is_opened_on_the_page(weights, tmp_path, monkeypatch):
+    """Every option is a part of the page; without a driver, eyes and lips open as the sliders say."""
+    pytest.importorskip("gradio")
+    from svdp_jax.page import knobs, layout, studio as studios
+
+    animator = Animator.load(weights)
+    studio = studios.Studio(animator, tmp_path, 60, [])
+    assert set(animator.engine.flags) <= set(knobs.KNOBS) and layout.page(studio)
+    one = scene.following.one
+    monkeypatch.setattr(scene.following, "one", lambda *given: one(*given)._replace(opening=OPEN))
+    picture = tmp_path / "me.png"
+    drawn_face = canvas()
+    draw(drawn_face, 120 + 115j, 1.6)
+    write_image(picture, drawn_face)
+    usual = [knob.usual(animator.engine) for knob in knobs.of(animator.engine.flags)]
+    names = [knob.name for knob in knobs.of(animator.engine.flags)]
+
+    def last(**changes):
+        turned = [changes.get(name, value) for name, value in zip(names, usual)]
+        *_, end = studio.animate(
+            str(picture), None, 0, 0, "auto", "auto", None, False, *turned, 0, SimpleNamespace(session_hash="a")
+        )
+        assert "Finished" in end[1]
+        (frame,) = video.read_frames(end[2])
+        return frame.image.astype(int)
+
+    plain = last()
+    assert np.abs(last(open_eyes=True, eye_ratio=0.7) - plain).max() > 3
+    assert np.abs(last(open_lips=True, lip_ratio=0.7) - plain).max() > 3
+
+
+def test_motion_is_not_kept_where_it_cannot_be(engine, tmp_path):
+    """Before the driver is looked at."""
+    film = tmp_path / "a.safetensors"
+    film.touch()
+    for output, driving, sentence in (
+        (film, film, "would replace the input"),
+        (tmp_path / "a.mp4", "b.mp4", "files that end in .safetensors"),
+        (tmp_path / "none" / "a.safetensors", "b.mp4", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            Animator(engine).record(output, driving)
+    other = object.__new__(SVDPEngine)
+    other.name, other.framing, other.fingerprint = "tiny", None, ""
+    with pytest.raises(UserError, match="motion alone is kept for LivePortrait"):
+        other.recorder(tmp_path / "b.safetensors")
 
 
 def test_an_option_out_of_its_range_is_a_sentence(weights, drawn, tmp_path, monkeypatch, capsys):

@@ -1,18 +1,23 @@
 """Times the model on whatever devices there are, as JSON lines.
 
 python tpu_scripts/bench.py --config configs/tpu_v4.py [--what forward,train,sample,image]
-    [--reference diffusers] [--rounds 5] [--config.a.b=value ...]
+    [--reference diffusers] [--rounds 5] [--tune] [--config.a.b=value ...]
 
 forward: the video model with all conditions. train: the whole train step. sample: one
 segment, all steps. image: the image model alone, and with --reference diffusers beside it, in
 turns, its own on the same device (PyTorch, compiled where that is a GPU).
 A line tells seconds (median), TFLOP by our own count, MFU where the chip's peak is
 known, and the devices' peak memory so far. Weights are random.
+
+--tune first times attention at the config's lengths with tiles of many sizes, on a TPU, and
+writes the fastest into svdp_jax/models/tiles.py, from where on everybody uses them.
 """
 
+import itertools
 import json
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +26,9 @@ from absl import flags
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
-from svdp_jax.errors import say_errors
+from svdp_jax.errors import UserError, say_errors
+from svdp_jax.files import write_whole
+from svdp_jax.models import attention, tiles
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.planning import aot
 from svdp_jax.planning.chips import PEAKS
@@ -153,6 +160,42 @@ def diffusers_image(backbone, dtype, latents, text, pooled):
     return run
 
 
+# Limits that are tried of queries and keys in a tile, and of keys whose scores are computed at once, each way.
+TRIED = ((256, 512, 1024, 1152), (512, 1024, 2048), (256, 512), (256, 512))
+
+
+def tune(config, rounds: int, tried=TRIED) -> dict[tuple[str, int], tiles.Tiles]:
+    """The fastest tiles for the config's attention through time, forward and backward, in a row of `tiles.TILES`."""
+    b, d = config.model.backbone, config.data
+    heads, size = config.model.video.heads, b.width // config.model.video.heads
+    length, kind = (d.frames + d.past) * tokens_per_frame(config), jax.devices()[0].device_kind
+    qkv = [jnp.ones((1, length, heads, size), jnp.bfloat16)] * 3
+    runs, before = {}, dict(tiles.TILES)
+    for each in map(tiles.Tiles._make, itertools.product(*tried)):
+        tiles.TILES[kind, size] = each
+        attend = jax.jit(jax.grad(lambda *qkv: attention.splash_attention(*qkv).astype(jnp.float32).sum(), (0, 1, 2)))
+        try:
+            compiled = attend.lower(*qkv).compile()
+        except jax.errors.JaxRuntimeError as error:  # does not fit the fast memory
+            print(f"{each}: {' '.join(str(error).split())[:100]}", file=sys.stderr)
+            continue
+        runs[each] = lambda compiled=compiled: jax.block_until_ready(compiled(*qkv))
+    tiles.TILES.clear()
+    seconds = medians(runs, rounds)
+    for each in sorted(seconds, key=seconds.get):
+        print(json.dumps({"what": "tiles", "device": kind, "head": size, **each._asdict(), "seconds": round(seconds[each], 5)}))
+    return before | {(kind, size): min(seconds, key=seconds.get)}
+
+
+def written(path: Path, rows: dict[tuple[str, int], tiles.Tiles]) -> None:
+    """Puts the rows in place of those of the module."""
+    text = path.read_text()
+    begin = text.index("TILES: ")
+    table = "".join(f"    {key}: {value},\n" for key, value in sorted(rows.items()))
+    rest = text[text.index("}\n", begin) + 2 :]
+    write_whole(path, f"{text[:begin]}TILES: dict[tuple[str, int], Tiles] = {{\n{table}}}\n{rest}")
+
+
 def main(arguments: list[str]) -> None:
     if "--help" in arguments:
         print(__doc__)
@@ -162,8 +205,14 @@ def main(arguments: list[str]) -> None:
     flags.DEFINE_list("what", ["forward", "train", "sample"], "What to time.", **define)
     flags.DEFINE_enum("reference", None, ["diffusers"], "Time its image model too.", **define)
     flags.DEFINE_integer("rounds", 5, "Timed runs of each.", **define)
+    flags.DEFINE_bool("tune", False, "First find the fastest tiles of attention here.", **define)
     config = configs.parse(arguments, values)
     parallel.start()
+    if values.tune:
+        if jax.default_backend() != "tpu":
+            raise UserError("--tune times a kernel of TPUs, and there is none here.")
+        tiles.TILES.update(tune(config, values.rounds))
+        written(Path(tiles.__file__), tiles.TILES)
     mesh = parallel.make_mesh(config.mesh)
     for what in values.what:
         if what == "image":

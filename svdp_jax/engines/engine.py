@@ -24,6 +24,7 @@ class Engine(Protocol):
     data: configs.Data  # that it was trained on; the usual where this is unknown
     options: tuple[str, ...]  # what `play` takes by name
     flags: tuple[str, ...]  # what the command says of it
+    still: bool  # whether there is something to make of a picture without a driver
 
     @property
     def play(self) -> Callable[..., Iterator[Any]]:
@@ -37,12 +38,18 @@ class Engine(Protocol):
         """(**flags): options of `play` from those that the command was given."""
         ...
 
+    @property
+    def pace(self) -> Callable[..., tuple[int, int]]:
+        """(**options): how many frames are made at once, in how many `Step`s."""
+        ...
+
     def recorded(self, driving) -> Any:
         """A driver as it was given, or, of a file of motion that this engine has kept, a `scene.Recorded`."""
         ...
 
-    def record(self, output: Path, driver: Driver | Recorded) -> int:
-        """Keeps what this engine needs of a driver, for `recorded`; returns its frames. UserError where it keeps nothing."""
+    def recorder(self, output: Path) -> Callable[[Driver | Recorded], int]:
+        """What keeps in a file all that this engine needs of a driver, for `recorded`, and tells its frames. UserError,
+        before anything is looked at, where it keeps nothing or not there."""
         ...
 
     def compile(self) -> None:

@@ -18,6 +18,7 @@ from flax import nnx
 
 from svdp_jax import config as configs, parallel
 from svdp_jax.engines import template
+from svdp_jax.engines.engine import Step
 from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments
 from svdp_jax.faces.driving import DrivingFrame
@@ -31,6 +32,7 @@ from svdp_jax.weights import checkpoint, shipped
 
 SIDE = 256  # pixels of the pictures that go in
 AT_ONCE = 4  # frames of a step on each device
+FAST = ("warping", "generator")
 USUAL = configs.Transfer()
 # Driven keypoints from motions of the source, the driver's first frame and its frames now.
 MOTIONS = {
@@ -71,7 +73,8 @@ class Made(NamedTuple):
 
 class LivePortraitEngine:
     name, data = "liveportrait", configs.Data()
-    options: tuple[str, ...] = ("seed", "transfer")
+    options: tuple[str, ...] = ("seed", "transfer", "watch")
+    still = True
     flags: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(configs.Transfer))
 
     def __init__(self, network: LivePortrait, fingerprint: str = "unsaved", at_once: int = AT_ONCE):
@@ -81,7 +84,8 @@ class LivePortraitEngine:
         self.fingerprint = f"LivePortrait {fingerprint}"
         self.mesh, self.count = parallel.make_mesh(configs.Mesh(), devices), at_once * len(devices)
         self.graph, state = nnx.split(network)
-        self.state = jax.device_put(state, parallel.sharding(self.mesh))
+        dtype = jnp.float32 if devices[0].platform == "cpu" else jnp.bfloat16
+        self.state = jax.device_put(computing_in(state, dtype), parallel.sharding(self.mesh))
 
     @classmethod
     def load(cls, folder: Path) -> "LivePortraitEngine":
@@ -99,21 +103,28 @@ class LivePortraitEngine:
         again: Callable[[], Iterable[DrivingFrame]] | None = None,
         seed: int = 0,
         transfer: configs.Transfer | None = None,
-    ) -> Iterator[np.ndarray]:
+        watch: bool = False,
+    ) -> Iterator[Any]:
         """As `engine.Engine.play`. seed: changes nothing, as nothing is drawn at random."""
-        arguments.check(seed=seed, transfer=transfer)
+        arguments.check(seed=seed, transfer=transfer, watch=watch)
         _, batches = self.reenact(source, driving, transfer or USUAL, again)
-        for made in batches:
+        for number, made in enumerate(batches):
+            if watch:
+                yield Step(number, 0)
             yield from made.pictures
 
     def chosen(self, **flags) -> dict[str, Any]:
         return {"transfer": configs.Transfer(**flags)}
 
+    def pace(self, **options) -> tuple[int, int]:
+        return self.count, 1
+
     def recorded(self, driving):
         return template.read(driving, self.fingerprint) if template.named(driving) else driving
 
-    def record(self, output: Path, driver: Driver | Recorded) -> int:
-        return template.write(output, self.moving(driver.frames()), driver.info.fps, self.fingerprint)
+    def recorder(self, output: Path) -> Callable[[Driver | Recorded], int]:
+        template.check(output)
+        return lambda driver: template.write(output, self.moving(driver.frames()), driver.info.fps, self.fingerprint)
 
     def moving(self, driving: Iterable[DrivingFrame]) -> Iterator[DrivingFrame]:
         """The frames with their motion in place of their pictures."""
@@ -216,6 +227,11 @@ def openings(transfer: configs.Transfer, source, driven: Driven) -> dict[str, np
     return wanted
 
 
+def computing_in(state: nnx.State, dtype) -> nnx.State:
+    """The weights with warping and generator, nine tenths of the work, in this dtype."""
+    return nnx.State({k: jax.tree.map(lambda x: x.astype(dtype), v) if k in FAST else v for k, v in state.items()})
+
+
 def ready(pictures: list[np.ndarray]) -> np.ndarray:
     return np.stack([resize(picture, (SIDE, SIDE)) for picture in pictures])
 
@@ -258,6 +274,6 @@ def steer(
 @partial(jax.jit, static_argnums=0)
 def draw(graph, state, known: Known, asked: jax.Array, driver: jax.Array) -> Made:
     """The source's pictures with its keypoints there."""
-    out, seen = nnx.merge(graph, state).render(known.volume, known.points, asked)
+    out, seen = (x.astype(jnp.float32) for x in nnx.merge(graph, state).render(known.volume, known.points, asked))
     pictures = jnp.round(out.clip(0, 1) * 255).astype(jnp.uint8)
     return Made(pictures, asked, driver, seen.mean((1, 2, 3)), jnp.isfinite(out).all((1, 2, 3)))

@@ -31,6 +31,7 @@ class SVDPEngine:
 
     options: tuple[str, ...] = ("seed", "sampling", "watch", "segment")
     flags: tuple[str, ...] = ("steps", "guidance")
+    still = False
 
     def __init__(self, config: configs.Config, model: nnx.Module, codec, fingerprint: str = "unsaved", mesh=None):
         """mesh: devices to work on, by default all of this process that a segment divides over."""
@@ -95,10 +96,13 @@ class SVDPEngine:
         strengths = dict(zip(("source", "driving", "past"), guidance or ()))
         return {"sampling": dataclasses.replace(usual, steps=steps or usual.steps, **strengths)}
 
+    def pace(self, sampling: configs.Sampling | None = None, segment: int | None = None, **options) -> tuple[int, int]:
+        return segment or self.config.data.frames, (sampling or self.config.sampling).steps
+
     def recorded(self, driving):
         return driving
 
-    def record(self, output, driver):
+    def recorder(self, output):
         raise UserError(f"{output}: {self.name} needs a driver's pictures; motion alone is kept for LivePortrait.")
 
     def compile(self) -> None:

@@ -32,6 +32,14 @@ def named(path) -> bool:
     return isinstance(path, (str, Path)) and Path(path).suffix.lower() == SUFFIX
 
 
+def check(path: Path) -> None:
+    """UserError where no template can be written there."""
+    if not named(path):
+        raise UserError(f"{path}: motion is kept in files that end in {SUFFIX}.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist; create it first.")
+
+
 def write(path: Path, frames: Iterable[DrivingFrame], fps: Fraction, weights: str) -> int:
     """Writes the file, complete or not at all; returns how many frames it has."""
     rows = list(frames)

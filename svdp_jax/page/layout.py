@@ -1,14 +1,12 @@
 """The page itself: its parts, and what follows which of a visitor's doings."""
 
-from functools import partial
-
 import gradio as gr
 from gradio.exceptions import InvalidPathError
 
 from svdp_jax.faces import scene as scenes
+from svdp_jax.page import knobs
 from svdp_jax.page.studio import Studio
 
-MOST_STEPS, STRONGEST = 100, 5.0  # ends of the sliders
 CAMERA = 0.04  # seconds between frames of a camera
 ANEW = "the page's server was started anew since, and has none of your files; reload the page and give them again."
 CSS = """
@@ -34,13 +32,13 @@ class Blocks(gr.Blocks):
 
 
 def page(studio: Studio) -> gr.Blocks:
+    said = "A picture, and a video of somebody else: the pictured person does what the other does."
+    said += " Without a video, eyes and lips can be opened under Settings." if studio.animator.engine.still else ""
     with Blocks(title="svdp_jax", analytics_enabled=False) as blocks:
-        gr.Markdown(
-            "# Animate a portrait\nA picture, and a video of somebody else: the pictured person does what the other does."
-        )
+        gr.Markdown(f"# Animate a portrait\n{said}")
         with gr.Row():
             with gr.Column():
-                form, guidance, buttons, examples = inputs(studio)
+                form, settings, buttons, examples = inputs(studio)
             with gr.Column():
                 preview = gr.HTML(elem_id="preview")
                 newest, progress = gr.HTML(elem_id="newest"), gr.HTML(elem_id="progress")
@@ -58,7 +56,7 @@ def page(studio: Studio) -> gr.Blocks:
             studio.live, [camera, form[0]], [made, rate], stream_every=CAMERA, time_limit=None, show_progress="hidden",
             concurrency_limit=4, api_visibility="private",
         )  # fmt: skip
-        run = start.click(studio.animate, form + guidance, shown, show_progress_on=[progress], api_name="animate")
+        run = start.click(studio.animate, form + settings, shown, show_progress_on=[progress], api_name="animate")
         # Only what visitors do themselves is heard: values that change as a consequence would be answered a second
         # time, half of them old.
         source, driving, *choices, landmarks = form
@@ -81,7 +79,6 @@ def page(studio: Studio) -> gr.Blocks:
 
 def inputs(studio: Studio) -> tuple[list, list, tuple, gr.Dataset]:
     """Parts: the form of `Given`, what `Studio.animate` takes more, the two buttons, and the examples."""
-    usual = studio.engine.config.sampling
     source = gr.Image(label="Picture", type="filepath", sources=["upload", "webcam"], height=260, elem_id="source")
     driving = gr.Video(label="Driving video", sources=["upload", "webcam"], height=260, elem_id="driving")
     with gr.Row():
@@ -95,14 +92,8 @@ def inputs(studio: Studio) -> tuple[list, list, tuple, gr.Dataset]:
             label="Landmarks of the driver (.npy or .json), instead of finding the face", type="filepath", elem_id="landmarks"
         )
         paste_back = gr.Checkbox(label="Paste back into the whole picture")
-    with gr.Accordion("Sampling", open=False):
-        steps = gr.Slider(1, MOST_STEPS, usual.steps, step=1, precision=0, label="Steps", elem_id="steps")
-        strength = partial(gr.Slider, 0, STRONGEST, step=0.1)
-        weights = [
-            strength(usual.source, label="λs: follow the picture"),
-            strength(usual.driving, label="λd: follow the driver"),
-            strength(usual.past, label="λp: follow the frames before"),
-        ]
+    with gr.Accordion("Settings", open=False):
+        turned = [part(knob, studio.animator.engine) for knob in knobs.of(studio.animator.engine.flags)]
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
     # Gradio would open the picture with Pillow and fail in its own words, and copy the file with every call.
     source.preprocess = landmarks.preprocess = lambda payload: payload and payload.path
@@ -114,4 +105,15 @@ def inputs(studio: Studio) -> tuple[list, list, tuple, gr.Dataset]:
         label="Examples",
     )
     form = [source, driving, face, driving_face, source_crop, driving_crop, landmarks]
-    return form, [paste_back, steps, *weights, seed], (start, cancel), examples
+    return form, [paste_back, *turned, seed], (start, cancel), examples
+
+
+def part(knob: knobs.Knob, engine) -> gr.components.Component:
+    usual = knob.usual(engine)
+    if knob.kind == "check":
+        return gr.Checkbox(usual, label=knob.label)
+    if knob.kind == "radio":
+        return gr.Radio(knob.range, value=usual, label=knob.label)
+    least, most, step = knob.range
+    whole = {"precision": 0} if isinstance(step, int) else {}
+    return gr.Slider(least, most, usual, step=step, label=knob.label, elem_id=knob.name, **whole)

@@ -1,12 +1,13 @@
 """What happens behind the page: looking at what was given, and animating it."""
 
 import contextlib
+import inspect
 import itertools
 import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ import gradio as gr
 import numpy as np
 
 from svdp_jax.animator import Animator
-from svdp_jax.config import Sampling
 from svdp_jax.engines.engine import Step
 from svdp_jax.errors import UserError
 from svdp_jax.faces import face as faces, scene as scenes
 from svdp_jax.media import video
 from svdp_jax.media.images import enlarged
-from svdp_jax.page import live
+from svdp_jax.page import knobs, live
 from svdp_jax.page.shown import Progress, alert, framed, picture, sentence
 from svdp_jax.page.visits import USUAL, Given, Visit, Visits, settled
 from svdp_jax.toy import example
@@ -42,7 +42,8 @@ class Studio:
     def __init__(self, animator: Animator, folder: Path, longest: float, examples: list[example.Example]):
         """folder: where Gradio keeps uploads. longest: seconds of driving video that are taken."""
         self.animator, self.longest = animator, longest
-        self.engine: Any = animator.engine
+        names = [*Given._fields, "paste_back", *(knob.name for knob in knobs.of(animator.engine.flags)), "seed"]
+        self.animate = named(self._animate, names)
         self.examples = [Given(**files._asdict()) for files in examples]
         self.visits = Visits(folder)
         # The preview's work is not done again by the animation that follows it.
@@ -67,21 +68,27 @@ class Studio:
     # What is made of it
 
     def prepare(self, given: Given) -> scenes.Scene:
-        if not all(given.files):
+        if not self.enough(given):
             raise UserError("give a picture and a driving video, or choose an example.")
         for file in given.paths:
             if not os.path.exists(file):
                 raise UserError(f"{file} is no longer on the server, as this page was away for long; give it again.")
-        seconds = float(video.probe(given.driving).duration)
-        if seconds > self.longest:
+        options: dict[str, Any] = given._asdict()
+        if not given.driving:  # the picture drives itself: nothing moves but what is told to
+            itself = scenes.source_picture(given.source)[None]
+            options |= {"driving": itself, "driving_face": given.face, "driving_crop": given.source_crop, "landmarks": None}
+        elif (seconds := float(video.probe(given.driving).duration)) > self.longest:
             raise UserError(f"the video has {seconds:.0f} seconds, but {self.longest:g} are allowed; cut it first.")
-        return scenes.prepare(framing=self.animator.engine.framing, **given._asdict())
+        return scenes.prepare(framing=self.animator.engine.framing, **options)
+
+    def enough(self, given: Given) -> bool:
+        return all(given.files) or bool(given.source and self.animator.engine.still)
 
     def look(self, request: gr.Request):
         """What will be animated, as HTML: the face found, crops, and what is seen of the driver; or what is wrong."""
         visit = self.visits.of(request.session_hash)
         given, shown = visit.given, ""
-        if all(given.files):
+        if self.enough(given):
             try:
                 with told():
                     shown = preview(self.prepared(given))
@@ -89,30 +96,17 @@ class Studio:
                 shown = alert(error.message)
         return shown if visit.given is given else gr.skip()  # another look is on its way
 
-    def animate(
-        self,
-        source,
-        driving,
-        face,
-        driving_face,
-        source_crop,
-        driving_crop,
-        landmarks,
-        paste_back,
-        steps,
-        guide_source,
-        guide_driving,
-        guide_past,
-        seed,
-        request: gr.Request,
-    ) -> Iterator[tuple]:
-        """Yields what the page shows: newest frame, how far it is, and at the end result and comparison."""
+    def _animate(self, *values) -> Iterator[tuple]:
+        """Yields what the page shows: newest frame, how far it is, and at the end result and comparison.
+
+        values: of the form, of paste_back, of the engine's knobs, the seed; last the request.
+        """
+        *values, request = values
+        given, (paste_back, *turned, seed) = Given(*values[: len(USUAL)]), values[len(USUAL) :]
         visit = self.visits.of(request.session_hash)
-        given = Given(source, driving, face, driving_face, source_crop, driving_crop, landmarks)
         visit.use(given)
         stop = visit.running = threading.Event()
-        shift = self.engine.config.sampling.shift
-        sampling = Sampling(steps, shift, guide_source, guide_driving, guide_past)
+        engine = self.animator.engine
         paths = visit.new_paths()
         try:
             if visit.given.files not in (USUAL.files, given.files):  # another file was given while this was waiting
@@ -120,7 +114,8 @@ class Studio:
             yield "", "Looking at picture and video ...", None, None
             with told():
                 scene, last = self.prepared(given), ""
-                for last, text in self.film(scene, paths, stop, paste_back, sampling, seed):
+                making = engine.chosen(**knobs.values(engine.flags, turned)) | {"seed": seed}
+                for last, text in self.film(scene, paths, stop, paste_back, making):
                     yield last, text, None, None
             yield last, "Finished.", *paths
         except Stopped:
@@ -147,13 +142,13 @@ class Studio:
         shown = picture(enlarged(newest.picture), "The newest frame of the result") if newest else ""
         return f"<div class=made>{shown}</div>", words
 
-    def film(self, scene, paths, stop, paste_back, sampling, seed) -> Iterator[tuple[str, str]]:
+    def film(self, scene, paths, stop, paste_back, making) -> Iterator[tuple[str, str]]:
         """Writes result and comparison; yields the newest frame and how far it is, no faster than PACE."""
-        progress = Progress(scene.driver.info.frames, self.engine.config.data.frames, sampling.steps)
+        progress = Progress(scene.driver.info.frames, *self.animator.engine.pace(**making))
         image, shown_at = "", 0.0
         with contextlib.ExitStack() as stack:
             result, comparison = (stack.enter_context(self.animator.writer(path, scene.driver.driving.path)) for path in paths)
-            for event in self.animator.play(scene, seed=seed, sampling=sampling, watch=True):
+            for event in self.animator.play(scene, watch=True, **making):
                 if stop.is_set():
                     raise Stopped
                 if isinstance(event, Step):
@@ -168,6 +163,18 @@ class Studio:
                     yield image, str(progress)
                     shown_at = time.monotonic()
         yield image, str(progress)
+
+
+def named(function: Callable[..., Iterator[tuple]], names: list[str]) -> Callable[..., Iterator[tuple]]:
+    """The function with these parameters, by which Gradio names those of its API, and the request."""
+
+    def called(*values):
+        yield from function(*values)
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in (*names, "request")]
+    result: Any = called
+    result.__signature__, result.__annotations__ = inspect.Signature(parameters), {"request": gr.Request}
+    return result
 
 
 def settle(visit: Visit, given: Given, form: tuple = (object(),) * len(USUAL)) -> tuple:
@@ -204,8 +211,9 @@ def preview(scene: scenes.Scene) -> str:
     views = [framed(scene.picture, scene.framing.corners(scene.place)), scene.source.crop]
     names = ["The picture, its crop framed", "The crop of the picture"]
     for number, frame in enumerate(frames):
-        views += [frame.crop, frame.masked]
-        names += [f"Frame {number * apart + 1} of the driver", "What is seen of it: eyes, nose and mouth"]
+        seen = scene.views(frame)
+        views += seen
+        names += [f"Frame {number * apart + 1} of the driver", "What is seen of it: eyes, nose and mouth"][: len(seen)]
     shown = "".join(map(picture, views, names))
     bridged = "".join(f" No face in frames {a} to {b}: bridged." for a, b in faces.missing(scene.driver.track))
     about = f"{scene.driver.info.frames} frames, {float(scene.driver.info.fps):.5g} per second.{bridged}"

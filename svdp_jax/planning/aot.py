@@ -14,7 +14,7 @@ from svdp_jax.diffusion import guidance, sampler
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.planning.flops import text_tokens
-from svdp_jax.training import step
+from svdp_jax.training import own_past, step
 from svdp_jax.weights.checkpoint import CODECS
 
 GIB = 1 << 30
@@ -60,6 +60,7 @@ def abstract_batch(config: configs.Config, mesh) -> dict:
     """A training batch as shapes: pictures, or what records hold."""
     d, model = config.data, config.model
     leading = {"source": (), "past": (d.past,), "target": (d.frames,), "driving": (d.frames,)}
+    leading |= {"past_driving": (d.past,)} if own_past.needed(config) else {}
     side = d.size // model.codec.factor
     frame = dict.fromkeys(leading, ((d.size, d.size, 3), jnp.uint8))
     if d.source == "records":

@@ -26,7 +26,7 @@ FILE = "records-{:05}.array_record"
 
 def clip(key, size: int, self_driven: bool, difficulty: float):
     """The source, as a frame without a driver, and the frames of a clip: pictures and masked drivers (f y x 3) uint8."""
-    fps = person.FPS * SLOWEST ** jax.random.uniform(jax.random.fold_in(key, 2))
+    fps = person.FPS * SLOWEST ** ((1 - difficulty) * jax.random.uniform(jax.random.fold_in(key, 2)))
     drawn = world.triple(key, FRAMES, 0, size, fps, self_driven, difficulty=difficulty)
     as_bytes = lambda x: jnp.clip(x * 255 + 0.5, 0, 255).astype(jnp.uint8)
     nothing = jnp.full_like(drawn["source"], world.GREY)

@@ -25,7 +25,7 @@ from svdp_jax.toy import footage
 from svdp_jax.weights import shipped
 
 # Raised by whoever lets a stage make something else of the same input: its results are then made anew.
-CODE = {"faces": 2, "crops": 1, "masks": 2, "pairs": 1, "encode": 1}
+CODE = {"faces": 2, "crops": 1, "masks": 2, "pairs": 2, "encode": 1}
 LATE = {"yaw"}  # facts that are first known of the masks
 
 

@@ -321,11 +321,12 @@ def mask_driving(frames, regions):
     return jnp.where(keep > 0, frames, GREY)
 
 
-def triple(key, frames, past, size, fps=FPS, self_driven=False, masked=True, difficulty=0.0):
+def triple(key, frames, past, size, fps=FPS, self_driven=False, masked=True, difficulty=0.0, led=False):
     """One cross-identity example with exact truth: person A (`identity`) in `source` (h w c), `past` (p h w c) and
     `target` (f h w c), and the masked `driving` (f h w c) in which B (`driver`) makes the target's `motion` (f).
     Where `self_driven`, B is A; where not `masked`, all of B is seen. difficulty: see `toy.hard`, where `hidden` (f)
-    tells in which frames a part of the driver is."""
+    tells in which frames a part of the driver is. Where `led`, the driver of the past is there too: `past_driving`."""
+    alone = 0 if led else past  # frames of the past without a driver
     key_people, key_motions = jax.random.split(key)
     both = jax.vmap(sample_identity)(jax.random.split(key_people))
     both = jax.tree.map(lambda field: field.at[1].set(jnp.where(self_driven, field[0], field[1])), both)
@@ -334,9 +335,9 @@ def triple(key, frames, past, size, fps=FPS, self_driven=False, masked=True, dif
     moves = jax.vmap(lambda key: sample_motion(key, past + frames, fps))(keys)
     motion = jax.tree.map(lambda field: field[0, past:], moves)
     # one call, since compiling the renderer takes longer than a batch of pictures
-    people = jax.tree.map(lambda field: jnp.repeat(field, jnp.array([1 + past + frames, frames]), axis=0,
-                                                   total_repeat_length=1 + past + 2 * frames), both)  # fmt: skip
-    in_order = lambda field, own: jnp.concatenate([field[1, :1], field[0], field[own, past:]])
+    counts = (1 + past + frames, past + frames - alone)
+    people = jax.tree.map(lambda field: jnp.repeat(field, jnp.array(counts), axis=0, total_repeat_length=sum(counts)), both)
+    in_order = lambda field, own: jnp.concatenate([field[1, :1], field[0], field[own, alone:]])
     motions = jax.tree.map(lambda field: in_order(field, 0), moves)
     scenes = None
     if difficulty:  # the driver stands in a scene of its own, whose light does not tell the target's
@@ -344,12 +345,14 @@ def triple(key, frames, past, size, fps=FPS, self_driven=False, masked=True, dif
         scenes = jax.tree.map(lambda field: in_order(field, 1), drawn)
     pictures = render(people, motions, size, scenes)
     source, before, target, driving = jnp.split(pictures, (1, 1 + past, 1 + past + frames))
-    hidden, seen = jnp.zeros(frames, bool), regions(driver, motion, size)
+    moving = jax.tree.map(lambda field: field[0, alone:], moves)
+    hidden, seen = jnp.zeros(counts[1], bool), regions(driver, moving, size)
     if difficulty:
         key_hidden, key_film = jax.random.split(jax.random.fold_in(key, 1))
-        parts = hard.hidden(key_hidden, frames, difficulty)
+        parts = hard.hidden(key_hidden, counts[1], difficulty)
         hidden, driving = parts.any(0), hard.filmed(key_film, driving, difficulty)
         seen = Regions(*(jnp.where(gone[:, None, None], 0, hard.coarse(part)) for part, gone in zip(seen, parts)))
-    return {"source": source[0], "past": before, "target": target,
-            "driving": mask_driving(driving, seen) if masked else driving, "hidden": hidden,
-            "motion": motion, "identity": identity, "driver": driver}  # fmt: skip
+    shown = mask_driving(driving, seen) if masked else driving
+    example = {"source": source[0], "past": before, "target": target, "driving": shown[past - alone :],
+               "hidden": hidden[past - alone :], "motion": motion, "identity": identity, "driver": driver}  # fmt: skip
+    return example | ({"past_driving": shown[:past]} if led else {})

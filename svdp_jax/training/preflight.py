@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -158,7 +158,8 @@ def weights(config: configs.Config) -> Iterator[str]:
 def autoencoder(config: configs.Config) -> Iterator[str]:
     """A folder of another network, or of an autoencoder with other latents; its widths are its own."""
     codec, channels = config.model.codec, config.model.backbone.channels
-    found = list(folder_of(checkpoint.codec_folder(codec), "config.model.codec.weights", lambda: abstract_codec(codec)))
+    folder, make = checkpoint.codec_folder(codec), lambda: abstract_codec(codec)
+    found = list(folder_of(folder, "config.model.codec.weights", make, stored=checkpoint.stored_shapes))
     yield from found
     if not found and (abstract_codec(codec).factor, abstract_codec(codec).channels) != (codec.factor, channels):
         yield (
@@ -177,7 +178,12 @@ def abstract_codec(codec: configs.Codec) -> Autoencoder | SmallAutoencoder:
     return network
 
 
-def folder_of(name, field: str, make, maker: str = "convert") -> Iterator[str]:
+def as_trained(folder: Path) -> dict:
+    """Shapes of what can be trained on; what comes with the package has lost digits."""
+    return checkpoint.stored_arrays(folder / "params")
+
+
+def folder_of(name, field: str, make, maker: str = "convert", stored: Callable = as_trained) -> Iterator[str]:
     """Sizes and shapes alone are looked at; checksums follow when the weights are loaded."""
     folder = Path(name)
     if not folder.is_dir():
@@ -190,7 +196,7 @@ def folder_of(name, field: str, make, maker: str = "convert") -> Iterator[str]:
                 yield f"{folder / file} is missing or cut off; make or fetch {folder} again."
                 return
         wanted = checkpoint.named(nnx.state(nnx.eval_shape(make)))
-        faults = checkpoint.misfits(wanted, checkpoint.stored_shapes(folder))
+        faults = checkpoint.misfits(wanted, stored(folder))
         if faults:
             yield f"{field}={name} does not fit config.model: {'; '.join(faults)}; name the right folder."
     except UserError as error:

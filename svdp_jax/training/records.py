@@ -1,7 +1,8 @@
 """Training examples as Grain batches: from the toy world, a folder of ordinary videos, or prepared records.
 
 An example is a dict of uint8 pictures: source (y x c), past (p y x c), target
-(f y x c) and driving (f y x c), the last masked to eyes, nose and mouth. Records
+(f y x c) and driving (f y x c), the last masked to eyes, nose and mouth, and past_driving (p y x c) where the model
+makes its own past. Records
 hold latents (float16) in place of pictures, and `seen` (f y x 1, uint8, 255 being
 all): how much of each latent's place the driver shows. Each example is a function
 of its index and the seed alone, so a run resumes where it was, and any number of
@@ -28,6 +29,7 @@ from svdp_jax.faces import networks
 from svdp_jax.faces.driving import driving_frames, prepare_driving
 from svdp_jax.preparation import encode, gates, ingest, shots
 from svdp_jax.toy import person, world
+from svdp_jax.training import own_past
 
 ENDLESS = 1 << 31  # examples; more than any run draws
 SLOWEST = 0.1  # frame rate of a training clip, as a share of the toy world's
@@ -119,7 +121,8 @@ def toy_example(config: configs.Config, cache: Path):
     """Index to an example of the toy world, rendered on the CPU.
 
     Clips come at random paces, the slowest with frames so far apart that they teach as
-    much as separate pictures.
+    much as separate pictures; in the hard world at their own pace, as there other frames tell
+    what the driver's does not.
     """
     data, ends = config.data, example_ends(config)
     own = np.array([stage.self_driven for stage in config.stages] + [False])
@@ -128,16 +131,18 @@ def toy_example(config: configs.Config, cache: Path):
     def render(index):
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         key, key_pace = jax.random.split(key)
-        fps = person.FPS * SLOWEST ** jax.random.uniform(key_pace)
+        fps = person.FPS * SLOWEST ** ((1 - data.difficulty) * jax.random.uniform(key_pace))
         self_driven = jnp.array(own)[jnp.searchsorted(jnp.array(ends), index, side="right")]
-        return world.triple(key, data.frames, data.past, data.size, fps, self_driven, data.masked, data.difficulty)
+        options = {"masked": data.masked, "difficulty": data.difficulty, "led": own_past.needed(config)}
+        return world.triple(key, data.frames, data.past, data.size, fps, self_driven, **options)
 
     cpu = jax.local_devices(backend="cpu")[0]
 
     def example(index: int) -> dict:
         with jax.default_device(cpu):
             drawn = render(index)
-        return {name: to_uint8(drawn[name]) for name in ("source", "past", "target", "driving")}
+        parts = ("source", "past", "target", "driving", "past_driving")
+        return {name: to_uint8(drawn[name]) for name in parts if name in drawn}
 
     return example
 
@@ -228,12 +233,13 @@ def video_example(config: configs.Config, cache: Path):
         clip = clips[random.choice(len(clips), p=lengths / lengths.sum())]
         start = random.integers(data.past, len(clip) - data.frames + 1)
         stretch = clip[start - data.past : start + data.frames]
-        return {
+        example = {
             "source": np.array(clip[random.integers(len(clip)), 0]),
             "past": np.array(stretch[: data.past, 0]),
             "target": np.array(stretch[data.past :, 0]),
             "driving": np.array(stretch[data.past :, 1]),
         }
+        return example | ({"past_driving": np.array(stretch[: data.past, 1])} if own_past.needed(config) else {})
 
     return example
 
@@ -276,7 +282,8 @@ def record_example(config: configs.Config, _: Path):
         read = records.__getitems__([source, *range(start, start + data.past + data.frames)])
         target, driving, seen = (np.stack(part) for part in zip(*map(layout.unpack, read)))
         p = 1 + data.past
-        return {"source": target[0], "past": target[1:p], "target": target[p:], "driving": driving[p:], "seen": seen[p:]}
+        example = {"source": target[0], "past": target[1:p], "target": target[p:], "driving": driving[p:], "seen": seen[p:]}
+        return example | ({"past_driving": driving[1:p]} if own_past.needed(config) else {})
 
     return example
 

@@ -20,7 +20,7 @@ from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance
 from svdp_jax.faces import face
 from svdp_jax.models.vae import encode_frames
-from svdp_jax.training import distill, reconstruction
+from svdp_jax.training import distill, own_past, reconstruction
 from svdp_jax.weights import checkpoint
 
 # Streams of random numbers, apart from one another and from the examples, whose indices are smaller.
@@ -116,9 +116,12 @@ def flow_loss(model, teacher, batch: dict, key: jax.Array, config: configs.Confi
     """Mean flow-matching loss of a batch of latents, in the stage of this number.
 
     batch: conditions and target as latents, float32, text and pooled in the network's dtype, and
-    `seen` (b f y x 1).
+    `seen` (b f y x 1). teacher: who makes the past, where it is the model's own.
     """
     keys = jax.random.split(key, 3)
+    if teacher and own_past.needed(config):
+        share = jnp.asarray([stage.own_past for stage in config.stages], jnp.float32)[stage]
+        batch = batch | {"past": own_past.mixed(teacher, batch, jax.random.fold_in(key, 3), share, config)}
     x0, dtype = batch["target"], jnp.dtype(config.dtype)  # b f y x c
     noise = flow.noise(keys[0], x0.shape)
     s = flow.sample_times(keys[1], len(x0), config.flow)
@@ -174,6 +177,10 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
     def update(state: State, frozen: Frozen, batch: dict):
         key = jax.random.fold_in(stream(config, NOISE), state.step)
         stage = jnp.searchsorted(ends, state.step, side="right")
+
+        if own_past.needed(config):
+            average = jax.tree.map(lambda w: w.astype(config.dtype), nnx.merge_state(state.average, state.constants))
+            frozen = frozen._replace(teacher=(graph, average))
 
         def accumulate(total, micro):
             value = gradient(state.weights, state.constants, frozen, *micro, stage)

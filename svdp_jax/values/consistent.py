@@ -68,6 +68,10 @@ def check(config: Any, path: str) -> None:
             not config.model.told or config.sampling.shift == config.flow.shift,
             f"sampling.shift must be {config.flow.shift}, flow.shift, by which a told network learned its steps",
         ),
+        (
+            all(stage.past and not config.teacher and d.past for stage in config.stages if stage.own_past),
+            "stages: own_past is for stages with past=True, data.past of 1 or more, and no teacher",
+        ),
         (len(config.stages) > 0, "stages must name at least one stage"),
         (len(chances) == 4 and abs(sum(chances) - 1) < 1e-6, "flow.dropout must be four probabilities that sum to 1"),
         (latent or b.channels == 3 * k.factor**2, f"backbone.channels={b.channels} must be 3 x codec.factor² for pixels"),
