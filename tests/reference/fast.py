@@ -20,7 +20,7 @@ from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.evaluation import metrics, toy_score
 from svdp_jax.planning.flops import segment_flops
 
-CONTROL = ("yaw", "pitch", "roll", "gaze_x", "gaze_y", "blink", "mouth_open")
+CONTROL = ("yaw", "pitch", "gaze_x", "gaze_y", "blink", "mouth_open")
 TURNS, SEGMENTS = 7, 6  # of timing: so many segments at a time
 PATIENCE = 8  # calls of a segment; with more, the longer clips are not made
 
