@@ -7,9 +7,9 @@ First, `python -m convert all SD3.5-M weights`, `python -m convert prompt weight
 `python -m svdp_jax.prepare videos records --size 512 --codec weights/vae --pair-weights liveportrait`:
 the autoencoder encodes before, since it does not fit beside the training.
 From our count of FLOPs and the stated rates, 2026-11-28, not run: 8.9 s a step, MFU 41 % of useful FLOPs (frozen
-weights need no gradients); the 5 000 steps 12.3 h. Memory: not compiled for with these
-settings. The compiler gave 16.5 GiB, too many, for the same clips over bfloat16 weights with moments in float32, and
-16.8 GiB for clips of 8 after 2 over int8 with moments in bfloat16; by their difference these take 13.4.
+weights need no gradients); the 5 000 steps 12.3 h. Memory: to be
+compiled for with these settings. The compiler gave 16.5 GiB, too many, over bfloat16 weights with moments in float32;
+int8 and moments in bfloat16 save 3.1 of it by their bytes. Clips of 8 after 2 took 16.8 with both, too many.
 So short clips teach little of time: 16 frames in a pass are more than this chip holds.
 `--config configs/colab_v5e1.py:personal --config.start=runs/colab_v5e1 --config.data.path=RECORDS` goes on from it, on
 one person's records: 400 steps, an hour.

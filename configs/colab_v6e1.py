@@ -7,8 +7,7 @@ First, `python -m convert all SD3.5-M weights`, `python -m convert prompt weight
 `python -m svdp_jax.prepare videos records --size 512 --codec weights/vae --pair-weights liveportrait`:
 the autoencoder encodes before, since it does not fit beside the training.
 From our count of FLOPs and the stated rates, 2026-11-28, not run: 19.3 s a step, MFU 22 % of useful FLOPs (frozen
-weights need no gradients; its attention kernels are far from its peak); the 5 000 steps 26.8 h. Memory:
-not compiled for; by the v5e's two figures, 24 GiB of 32.
+weights need no gradients; its attention kernels are far from its peak); the 5 000 steps 26.8 h. Memory: to be compiled for.
 `--config configs/colab_v6e1.py:personal --config.start=runs/colab_v6e1 --config.data.path=RECORDS` goes on from it, on
 one person's records: 180 steps, an hour.
 """
