@@ -1,9 +1,9 @@
 """Weights in and out: PyTorch checkpoints to Flax and back, without PyTorch."""
 
-import signal
+from svdp_jax import errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+    errors.end_quietly()  # imports take seconds
 
 import argparse
 import contextlib

@@ -6,10 +6,10 @@ plots and pictures: does what the paper claims hold in the toy world, and by how
 any moment, the same command goes on; what is done is not done again.
 """
 
-import signal
+from svdp_jax import errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+    errors.end_quietly()  # imports take seconds
 
 import argparse
 import dataclasses

@@ -10,10 +10,10 @@ with --sign it also carries Content Credentials (C2PA) that tell when it was cha
 with the model that comes with the package.
 """
 
-import signal
+from svdp_jax import errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+    errors.end_quietly()  # imports take seconds
 
 import argparse
 import dataclasses

@@ -6,10 +6,10 @@ machine alone unless --host says otherwise, and serves nothing but what visitors
 gave it and what it made for them, which is deleted when the page ends.
 """
 
-import signal
+from svdp_jax import errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+    errors.end_quietly()  # imports take seconds
 
 import argparse
 import contextlib

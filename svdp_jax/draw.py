@@ -1,9 +1,9 @@
 """Draws one picture from a prompt with the image model alone: does the conversion hold?"""
 
-import signal
+from svdp_jax import errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+    errors.end_quietly()  # imports take seconds
 
 import argparse
 import os
@@ -70,7 +70,7 @@ def latents(
         jnp.concatenate([jnp.repeat(jnp.asarray(x, dtype)[None], b, 0) for x in pair]) for pair in zip(empty, prompt)
     )
 
-    def velocity(x, s):
+    def velocity(x, s, _):
         jax.debug.callback(on_step)
         both = jnp.concatenate([x, x]).astype(dtype)
         away, towards = jnp.split(model(both, jnp.full(2 * b, s), text, pooled).astype(x.dtype), 2)

@@ -34,6 +34,12 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+def end_quietly() -> None:
+    """A command's first act: until `say_errors` there is nothing to tidy up, so that Ctrl-C ends it without a traceback."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def say_errors(command: str, main: Callable[[], None], then: str = "nothing half-made is left") -> None:
     """Runs a command's main; a UserError becomes its sentence on stderr and exit code 2.
 
@@ -67,9 +73,10 @@ def heard(words: Callable[[int], str]) -> Generator[None]:
     """
     usual = {number: signal.getsignal(number) for number in SIGNALS}
     free = threading.current_thread() is threading.main_thread()
-    if not free or not set(usual.values()) <= {signal.default_int_handler, signal.SIG_DFL}:
+    if not free or not set(usual.values()) <= {signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN}:
         yield
         return
+    usual = {number: handler for number, handler in usual.items() if handler != signal.SIG_IGN}  # as a shell's `&` has Ctrl-C
     unwinding = threading.Event()
 
     def interrupt(number, frame):

@@ -33,10 +33,10 @@ Writes results.json, results.md and report.html. A metric that needs weights or 
 not there is skipped, and the report says how to get them.
 """
 
-import signal
+from svdp_jax import errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+    errors.end_quietly()  # imports take seconds
 
 import argparse
 import tempfile

@@ -15,10 +15,10 @@ rates lead to.
 --what sample   the sampler alone, or train
 """
 
-import signal
+from svdp_jax import errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+    errors.end_quietly()  # imports take seconds
 
 import dataclasses
 import itertools

@@ -28,10 +28,10 @@ Try it on drawn people:
     --landmarks files:films --limit yaw=0:50
 """
 
-import signal
+from svdp_jax import errors
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as imports take seconds, in which there is nothing to tidy up
+    errors.end_quietly()  # imports take seconds
 
 import argparse
 import dataclasses

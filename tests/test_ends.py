@@ -21,10 +21,29 @@ say_errors("animate", main)
 """
 
 
+def heard() -> None:
+    """In the child: Ctrl-C is heard even where these tests run in a shell's background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_where_ctrl_c_is_ignored_sigterm_is_heard(tmp_path):
+    """As in the background of a shell, or below nohup."""
+    line = [sys.executable, "-c", CODE.format(work="time.sleep(60)"), str(tmp_path / "z.mp4")]
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignore)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert errors == "animate: stopped by SIGTERM; nothing half-made is left.\n" and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
 def test_a_signal_ends_a_command_in_one_sentence(tmp_path, number, name):
     line = [sys.executable, "-c", CODE.format(work="time.sleep(60)"), str(tmp_path / "z.mp4")]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
@@ -36,7 +55,7 @@ def test_a_command_that_hears_nothing_ends_too(tmp_path):
     """As compiling is: one call that returns to Python after a minute, and goes on where a signal comes."""
     code = CODE.format(work="wait()").replace("def main", DEAF + "def main")
     line = [sys.executable, "-c", code, str(tmp_path / "z.mp4")]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
     time.sleep(2)  # into the call
     process.send_signal(signal.SIGTERM)
@@ -50,7 +69,7 @@ def test_a_command_whose_libraries_do_not_let_go_ends_too(tmp_path):
     work = "try: time.sleep(60)\n        finally: time.sleep(60)"
     code = CODE.format(work=work).replace("def main", "from svdp_jax import errors\nerrors.TIDYING = 0.5\ndef main")
     line = [sys.executable, "-c", code, str(tmp_path / "z.mp4")]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)

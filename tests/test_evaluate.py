@@ -351,7 +351,7 @@ class Mirror:
         self.given.append((source, []))
         for frame in driving:
             self.given[-1][1].append(frame.masked)
-            yield source
+            yield source.crop
 
 
 def test_a_folder_is_reenacted_and_scored(portraits, tmp_path):
@@ -403,7 +403,7 @@ def test_the_stored_crops_and_masks_are_evaluated(prepared, tmp_path):
     assert refused == {"mirror": {}} and found.size == 64
     crops = [[f.crop for f in c.portrait(64).frames()] for c in found.clips]
     for index, (source, masked) in enumerate(mirror.given):
-        np.testing.assert_array_equal(source, crops[0 if index == 2 else 2][0])
+        np.testing.assert_array_equal(source.crop, crops[0 if index == 2 else 2][0])
         for crop, shown in zip(crops[index], masked, strict=True):
             kept = (shown != face.GREY).any(-1)
             np.testing.assert_array_equal(shown[kept], crop[kept])
@@ -437,7 +437,7 @@ def test_the_baseline_stands_in_the_source_crop(prepared, tmp_path, monkeypatch)
 
     class Same:
         name, fingerprint, framing = "same", "none", LivePortraitFraming()
-        play = lambda self, source, driving: (source for _ in driving)
+        play = lambda self, source, driving: (source.crop for _ in driving)
 
     checkpoint.save_weights(tmp_path / "liveportrait", "arcface", NETWORKS["arcface"], {"x": np.zeros(1, np.float32)})
     monkeypatch.setattr(reenact.LivePortraitEngine, "load", lambda folder: Same())

@@ -8,13 +8,22 @@ it yet.
 """
 
 import dataclasses
-import runpy
-from pathlib import Path
 
 from svdp_jax import config as configs
 
 SELF, CROSS, LAST = 100, 250, 50  # steps
-BASE = configs.from_flags(runpy.run_path(str(Path(__file__).with_name("toy.py")))["get_config"]())
+BASE = configs.Config(
+    name="base",
+    model=configs.toy(),
+    data=configs.Data(size=32, frames=4, past=2, batch=4),
+    optimizer=configs.Optimizer(average=0.995, warmup=50),
+    flow=configs.Flow(mean=1.5, focus=4.0, dropout=(0.03, 0.03, 0.14, 0.8)),
+    sampling=configs.Sampling(steps=5, source=1.0, driving=1.4, past=1.4),
+    dtype="float32",
+    save_every=1000,
+    watch_every=0,
+    evaluate=0,
+)
 IMAGE = dataclasses.replace(
     BASE,
     name="image",

@@ -39,7 +39,7 @@ CONTENTS = {
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
 # The modules that decide the numbers of a run are these and all that they import, but for the last:
 # they say what may be set, read and write, and go on without a part in what is learned.
-DECIDING = ("training.step", "training.records", "training.start")
+DECIDING = ("training.step", "training.records", "training.start", "models.svdp", "models.small_vae")
 BYSTANDERS = ("config", "errors", "files", "values", "weights")
 
 
