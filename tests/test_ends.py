@@ -66,11 +66,12 @@ def test_a_command_that_hears_nothing_ends_too(tmp_path):
 
 def test_a_command_whose_libraries_do_not_let_go_ends_too(tmp_path):
     """As Beam's do, which wait for workers that were told to end before they had begun."""
-    work = "try: time.sleep(60)\n        finally: time.sleep(60)"
+    work = 'try: print("waiting", flush=True); time.sleep(60)\n        finally: time.sleep(60)'
     code = CODE.format(work=work).replace("def main", "from svdp_jax import errors\nerrors.TIDYING = 0.5\ndef main")
     line = [sys.executable, "-c", code, str(tmp_path / "z.mp4")]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout.readline() == "begun\n" and list(tmp_path.iterdir())
+    assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert errors == "\nanimate: stopped by Ctrl-C; nothing half-made is left.\n"
