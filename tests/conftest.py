@@ -26,7 +26,17 @@ from svdp_jax.training import records
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-LONGEST = ("test_prepare", "test_train", "test_toy", "test_mesh", "test_metrics", "test_faults")  # files
+LONGEST = (
+    "test_road",
+    "test_accelerator",
+    "test_tpu_scripts",
+    "test_prepare",
+    "test_train",
+    "test_toy",
+    "test_mesh",
+    "test_metrics",
+    "test_faults",
+)  # files
 REAL = Path(__file__).parents[2] / "shared" / "data" / "portraits"
 
 
