@@ -11,7 +11,7 @@ import dataclasses
 
 from svdp_jax import config as configs
 
-SELF, CROSS, LAST = 300, 700, 200  # steps
+SELF, CROSS, LAST = 100, 250, 50  # steps
 BASE = configs.Config(
     name="base",
     model=configs.toy(),
@@ -29,7 +29,7 @@ IMAGE = dataclasses.replace(
     name="image",
     model=dataclasses.replace(BASE.model, video=dataclasses.replace(BASE.model.video, temporal="none")),
     data=dataclasses.replace(BASE.data, frames=1, past=0, batch=16),
-    stages=(configs.Stage(steps=2000, rate=1.5e-3, final_rate=1e-4),),
+    stages=(configs.Stage(steps=620, rate=1.5e-3, final_rate=1e-4),),
     flow=dataclasses.replace(BASE.flow, dropout=(0.1, 0.9, 0.0, 0.0)),
 )
 STAGES = (
