@@ -30,7 +30,7 @@ from svdp_jax.faces.scene import Driver, Recorded, Scene, quietly
 from svdp_jax.files import apart
 from svdp_jax.media import video
 from svdp_jax.media.writer import VideoWriter, leave
-from svdp_jax.weights import checkpoint, shipped
+from svdp_jax.weights import adapter, checkpoint, shipped
 
 # Engines by the network that a weights folder names.
 ENGINES: dict[str, Callable[..., Engine]] = {"svdp": SVDPEngine.load, "liveportrait": LivePortraitEngine.load}
@@ -66,6 +66,8 @@ class Animator:
         if held not in ENGINES or network not in (None, held):
             wanted = f"not {network}" if network else "which animates nobody"
             raise UserError(f"{found} holds {held!r}, {wanted}; give {shipped.ANY}.")
+        if base and not adapter.of(found):
+            raise UserError(f"{found} is no adapter, so that it needs no base; leave {base} away.")
         return cls(ENGINES[held](found, Path(base)) if base else ENGINES[held](found))
 
     def animate(self, source, driving, *, paste_back: bool = False, compare: bool = False, **options) -> Iterator[np.ndarray]:

@@ -219,10 +219,8 @@ def load(folder: Path, base: Path | None = None) -> tuple[configs.Config, nnx.Mo
 
     An adapter runs as it was trained: what it adds is not folded in, which in bfloat16 would round most of it away.
     """
-    facts, of_adapter = checkpoint.about(folder), of(folder)
-    if base and not of_adapter:
-        raise UserError(f"{folder} is no adapter, so that it needs no base; leave {base} away.")
-    if not of_adapter:
+    facts = checkpoint.about(folder)
+    if not of(folder):
         return checkpoint.load_model(folder)
     if "training" not in facts:
         raise UserError(f"{folder} holds {facts['network']!r}, not a model trained by svdp_jax.train.")
