@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax
+import little_run
 import numpy as np
 import pytest
 from flax import nnx
@@ -43,6 +44,14 @@ REAL = Path(__file__).parents[2] / "shared" / "data" / "portraits"
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker is left alone with one of them at the end."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    """Runs in this process train on clips of noise in place of the drawn world."""
+    monkeypatch.setitem(records.SOURCES, "toy", little_run.noise)
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from svdp_jax.training import preflight, records, start, step as training
 from svdp_jax.values import learn
 from svdp_jax.weights import adapter as adapter_files, checkpoint
 
+pytestmark = pytest.mark.usefixtures("noise")
+
 MIXED = r"video_.*=full image\.dual\.attn\.to_q\.kernel=frozen image\..*\.attn2?\..*kernel=lora:3 image\.norm_out\..*=full .*=frozen"
 
 
@@ -138,13 +140,6 @@ def test_frozen_weights_must_be_those_of_something():
 # --- runs
 
 
-@pytest.fixture(autouse=True)
-def noise(monkeypatch):
-    monkeypatch.setitem(records.SOURCES, "toy", little_run.noise)
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A work folder with a whole model, as a run leaves it."""
@@ -206,8 +201,12 @@ def test_it_animates_as_it_was_trained_and_finds_its_base(adapter, base, tmp_pat
     assert "is an adapter on weights that were at /gone/model" in str(error.value) and "--base DIR" in str(error.value)
     checkpoint.write_manifest(moved / "model")
     assert (frames(Animator.load(moved, base=base).engine) == frames(loaded)).all()
-    with pytest.raises(UserError, match="is no adapter"):
-        Animator.load(base, base=base)
+    (tmp_path / "liveportrait").mkdir()
+    (tmp_path / "liveportrait/config.json").write_text('{"network": "liveportrait", "config": {}}')
+    checkpoint.write_manifest(tmp_path / "liveportrait")
+    for whole in (base, tmp_path / "liveportrait"):
+        with pytest.raises(UserError, match="is no adapter"):
+            Animator.load(whole, base=base)
 
 
 def test_a_base_of_other_weights_is_refused(adapter, base, tmp_path):

@@ -14,6 +14,8 @@ from svdp_jax.media import video
 from svdp_jax.training import identity, preflight, records
 from svdp_jax.weights import checkpoint
 
+pytestmark = pytest.mark.usefixtures("noise")
+
 FIRST, SECOND = 4, 4  # steps
 LARGER = configs.Changes(size=24, frames=4, batch=4)
 CONFIG = little_run.config(
@@ -23,13 +25,6 @@ CONFIG = little_run.config(
     sample_every=2,
     save_every=50,
 )
-
-
-@pytest.fixture(autouse=True)
-def noise(monkeypatch):
-    monkeypatch.setitem(records.SOURCES, "toy", little_run.noise)
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")
