@@ -20,11 +20,12 @@ import dataclasses
 import sys
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
 from svdp_jax.animator import Animator
-from svdp_jax.config import ALIKE, AS_DRIVEN, Transfer
+from svdp_jax.config import ALIKE, AS_DRIVEN, MotionKind, Region, Transfer
 from svdp_jax.engines import engine as engines
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face as faces
@@ -74,13 +75,13 @@ def main() -> None:
     add("--steps", type=positive, metavar="N", help="sampling steps (default: the checkpoint's)")
     add("--guidance", type=strength, nargs=3, metavar=("S", "D", "P"),
         help="how strongly to follow source, driver and past frames (default: the checkpoint's)")  # fmt: skip
-    add("--motion", choices=("relative", "absolute"),
+    add("--motion", choices=get_args(MotionKind),
         help="LivePortrait, as all that follow: move as the driver has moved since its first frame, or take on its pose "
         "(default relative)")  # fmt: skip
     add("--first-frame", type=frame, metavar="N",
         help="of relative motion, from 0; alike for that which is most like the picture (default 0)")  # fmt: skip
     add("--driving-multiplier", type=float, metavar="M", help="of all motion (default 1)")
-    add("--animation-region", choices=("all", "exp", "pose", "lip", "eyes"), help="what moves (default all)")
+    add("--animation-region", choices=get_args(Region), help="what moves (default all)")
     for part in ("eye", "lip"):
         add(f"--{part}-retargeting", type=float, nargs="?", const=AS_DRIVEN, metavar="RATIO",
             help=f"open the {part}s so far, height over width, or as far as the driver's; with relative motion "

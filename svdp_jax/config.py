@@ -224,15 +224,19 @@ class Sampling:
     past: Guidance = 1.0  # and the past frames
 
 
+MotionKind = Literal["relative", "absolute"]
+Region = Literal["all", "exp", "pose", "lip", "eyes"]
+
+
 @dataclass(frozen=True)
 class Transfer:
     """How LivePortrait takes motion over. Openings are heights over widths: 0 is shut, eyes wide open have about 0.4."""
 
     # The source moves as the driver has moved since its first frame, or it takes on the driver's pose and expression.
-    motion: Literal["relative", "absolute"] = "relative"
+    motion: MotionKind = "relative"
     first_frame: Annotated[int, Range(-1, 1 << 30)] = 0  # of relative motion; ALIKE: that which is most like the source
     driving_multiplier: Annotated[float, Range(0, 10)] = 1.0  # of all motion
-    animation_region: Literal["all", "exp", "pose", "lip", "eyes"] = "all"  # what moves
+    animation_region: Region = "all"  # what moves
     # Opens eyes or lips so far, or, with AS_DRIVEN, as far as the driver's are. Relative motion then moves nothing else.
     eye_retargeting: Annotated[float, Range(-1, 1)] | None = None
     lip_retargeting: Annotated[float, Range(-1, 1)] | None = None

@@ -1,10 +1,11 @@
 """What a visitor may turn, for each option that the command has of an engine: parts of the page, and the option's value."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from svdp_jax.config import ALIKE
+from svdp_jax.config import ALIKE, MotionKind, Region, Transfer
 
+USUAL = Transfer()
 MOST_STEPS, STRONGEST, WIDEST = 100, 5.0, 0.8  # ends of the sliders
 
 
@@ -51,19 +52,19 @@ KNOBS: dict[str, tuple[tuple[Knob, ...], Callable[..., Any]]] = {
     ),
     "motion": (
         (Knob("motion", "Move as the driver has moved since its first frame, or take on its pose", "radio",
-              ("relative", "absolute"), lambda _: "relative"),), same,
+              get_args(MotionKind), lambda _: USUAL.motion),), same,
     ),
     "first_frame": (
         (Knob("begin_alike", "Begin with the driver's frame that is most like the picture", "check", (), lambda _: False),),
         lambda alike: ALIKE if alike else 0,
     ),
-    "driving_multiplier": ((Knob("driving_multiplier", "Strength of motion", "slider", (0, 2, 0.05), lambda _: 1.0),), same),
+    "driving_multiplier": ((Knob("driving_multiplier", "Strength of motion", "slider", (0, 2, 0.05), lambda _: USUAL.driving_multiplier),), same),
     "animation_region": (
-        (Knob("animation_region", "What moves", "radio", ("all", "exp", "pose", "lip", "eyes"), lambda _: "all"),), same
+        (Knob("animation_region", "What moves", "radio", get_args(Region), lambda _: USUAL.animation_region),), same
     ),
     "eye_retargeting": (opening("eye", "eyes"), ratio),
     "lip_retargeting": (opening("lip", "lips"), ratio),
-    "stitching": ((Knob("stitching", "Keep the shoulders where they are", "check", (), lambda _: True),), same),
+    "stitching": ((Knob("stitching", "Keep the shoulders where they are", "check", (), lambda _: USUAL.stitching),), same),
 }  # fmt: skip
 
 
