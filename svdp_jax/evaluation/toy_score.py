@@ -27,11 +27,10 @@ from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.evaluation import metrics, report
 from svdp_jax.media.images import contact_sheet, enlarged, write_image
 from svdp_jax.media.writer import VideoWriter
-from svdp_jax.models.vae import encode_frames
 from svdp_jax.preparation.report import spread
+from svdp_jax.preparation.work import encoder
 from svdp_jax.toy import fit, person, world
 from svdp_jax.training.records import to_uint8
-from svdp_jax.weights import checkpoint
 
 UNSEEN = 1 << 20  # seed of people and motions for scoring only
 FRAMES = 4  # of each clip: motion drifts slowly, so more clips tell more than longer ones
@@ -74,7 +73,11 @@ def generate(engine: SVDPEngine, clips: Clips, sampling: configs.Sampling | None
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of uint8 videos b f y x c, in dB by clip: (b,)."""
-    error = ((a.astype(np.float32) - b) ** 2).mean(axis=(1, 2, 3, 4))
+    return decibels(((a.astype(np.float32) - b) ** 2).mean(axis=(1, 2, 3, 4)))
+
+
+def decibels(error):
+    """Of a mean squared error of uint8 pictures; at most 78."""
     return 10 * np.log10(255**2 / np.maximum(error, 1e-3))
 
 
@@ -159,12 +162,11 @@ def feature_distance(videos: np.ndarray, target: np.ndarray) -> np.ndarray:
     Unlike PSNR it does not prefer a blur: brightness counts no more than the shapes that make an eye. nan where it does not
     divide the pictures.
     """
-    codec = checkpoint.load_codec(configs.Codec("small"))
+    codec = configs.Codec("small")
     if videos.shape[2] % codec.factor:
         return np.full(len(videos), np.nan)
-    encode = jax.jit(lambda frames: encode_frames(codec, frames))
-    pairs = zip(videos, target)
-    return np.array([np.sqrt(np.square(np.asarray(encode(made) - encode(true))).mean()) for made, true in pairs])
+    encode, pairs = encoder(codec), zip(videos, target)
+    return np.array([np.sqrt(np.square(encode(made) - encode(true)).mean()) for made, true in pairs])
 
 
 def where_hidden(scores: dict[str, np.ndarray]) -> dict[str, float]:
@@ -174,8 +176,10 @@ def where_hidden(scores: dict[str, np.ndarray]) -> dict[str, float]:
     if some.sum() < FEWEST:
         return {"psnr": np.nan, "control": np.nan}
     fitted = correlation(*(person.Motion(*scores[name][some].T) for name in ("true", "fitted")))
-    psnr = 10 * np.log10(255**2 / np.maximum(scores["squares"][hidden].mean(), 1e-3))
-    return {"psnr": float(psnr), "control": float(np.mean([fitted[name] for name in CONTROL]))}
+    return {
+        "psnr": float(decibels(scores["squares"][hidden].mean())),
+        "control": float(np.mean([fitted[name] for name in CONTROL])),
+    }
 
 
 def measured(clips: Clips, videos: np.ndarray, segment: int) -> dict[str, np.ndarray]:
