@@ -22,6 +22,7 @@ from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments
 from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.faces.framing import Framing, Portrait
+from svdp_jax.models import learned
 from svdp_jax.models.vae import decode_frames, encode_frames
 from svdp_jax.weights import adapter, checkpoint, shipped
 from svdp_jax.weights.prompts import prompt_of
@@ -80,7 +81,7 @@ class SVDPEngine:
     def placed(self, weight: jax.Array) -> jax.Array:
         """In the config's dtype, and whole on every device unless it lies on the mesh already."""
         there = weight.sharding.device_set == set(self.mesh.devices.flat)
-        return (weight if there else jax.device_put(weight, parallel.sharding(self.mesh))).astype(self.config.dtype)
+        return learned.cast(weight if there else jax.device_put(weight, parallel.sharding(self.mesh)), self.config.dtype)
 
     def on_mesh(self, function: Callable, *arguments):
         with jax.set_mesh(self.mesh):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.models import learned
 from svdp_jax.models.vae import PixelCodec
 from svdp_jax.training.step import WEIGHTS, Frozen, State, abstract_state, state_maker, stream
 from svdp_jax.weights import adapter, checkpoint, shipped
@@ -40,9 +41,12 @@ def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.
 
 def starting(config: configs.Config) -> Path | None:
     """The weights folder whose values a training begins with: of a student, its teacher's."""
-    if config.teacher and not config.start:
-        return shipped.find(None if config.teacher == "shipped" else config.teacher)
-    return adapter.started_from(config)
+    return taught_by(config) if config.teacher and not config.start else adapter.started_from(config)
+
+
+def taught_by(config: configs.Config) -> Path:
+    """The weights folder of a student's teacher."""
+    return shipped.find(None if config.teacher == "shipped" else config.teacher)
 
 
 def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:
@@ -50,13 +54,13 @@ def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.Gr
     whole = parallel.sharding(mesh)
     codec = PixelCodec(1) if config.trains == "codec" else checkpoint.load_codec(config.model.codec, config.dtype, whole)
     graph, weights = nnx.split(codec)
-    teacher = load_teacher(config, config.dtype, mesh) if config.teacher else None
+    teacher = load_teacher(config, mesh) if config.teacher else None
     return graph, Frozen(weights, jax.device_put(prompt_of(config), whole), teacher)
 
 
-def load_teacher(config: configs.Config, dtype: str, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
-    """Its graph and weights, laid out as parameters are."""
-    _, network = checkpoint.load_model(shipped.find(None if config.teacher == "shipped" else config.teacher))
+def load_teacher(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """The graph and weights of a student's teacher, in the config's dtype and laid out as parameters are."""
+    _, network = checkpoint.load_model(taught_by(config))
     graph, state = nnx.split(network)
-    state = jax.tree.map(lambda weight: weight.astype(dtype), state)
+    state = learned.cast(state, config.dtype)
     return graph, jax.device_put(state, parallel.parameter_shardings(state, mesh))

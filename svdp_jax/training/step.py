@@ -190,7 +190,7 @@ def make_update(config: configs.Config, graph: nnx.GraphDef, codec_graph: nnx.Gr
         stage = jnp.searchsorted(ends, state.step, side="right")
 
         if own_past.needed(config):
-            average = jax.tree.map(lambda w: w.astype(config.dtype), nnx.merge_state(state.average, state.constants))
+            average = learned.cast(nnx.merge_state(state.average, state.constants), config.dtype)
             frozen = frozen._replace(teacher=(graph, average))
 
         def accumulate(total, micro):

@@ -206,14 +206,6 @@ def misfits(wanted: dict, stored: dict) -> list[str]:
     ]
 
 
-def load_parts(folder: Path, *states):
-    """Like `load_weights`, into several states that make up the network; arrays give the layout."""
-    merged = nnx.merge_state(*states)
-    typed = jax.tree.map(ocp.utils.to_shape_dtype_struct, merged)
-    loaded = named(load_weights(folder, typed))
-    return [replaced(state, loaded) for state in states]
-
-
 def load_arrays(folder: Path) -> dict[str, np.ndarray]:
     """All parameters in host memory, as stored, by dotted path."""
     verify(folder)
