@@ -44,6 +44,7 @@ from pathlib import Path
 
 from svdp_jax import config as configs
 from svdp_jax.animator import Animator
+from svdp_jax.buckets import storage
 from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.evaluation import coding, measure, report, toy_score, unseen
@@ -108,7 +109,7 @@ def toy(options: argparse.Namespace) -> None:
     engine = SVDPEngine.load(options.checkpoint)
     if engine.data.source != "toy":
         raise UserError(f"{options.checkpoint} was trained on videos; name others to score it on with --data DIR.")
-    folder = options.output or options.checkpoint / "results"
+    folder = options.output or (Path("evaluation") if storage.address(options.checkpoint) else options.checkpoint / "results")
     print(toy_score.table(toy_score.evaluate(engine, options.clips, folder, options.frames)))
 
 

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Generator
@@ -156,10 +155,8 @@ def verify(folder: Path) -> None:
 MOUNTS = Path("/proc/mounts")
 
 
-def in_bucket(path: Path) -> bool:
-    """Whether a path is an address such as gs://bucket/run, or lies in a bucket mounted with gcsfuse."""
-    if path.parts and re.fullmatch(r"[a-z][a-z0-9]+:", path.parts[0]):
-        return True
+def mounted_bucket(path: Path) -> bool:
+    """Whether a path lies in a bucket mounted with gcsfuse."""
     lines = MOUNTS.read_text().splitlines() if MOUNTS.exists() else ()
     mounts = {Path(place.replace(r"\040", " ")): kind for _, place, kind, *_ in map(str.split, lines)}
     path = path.absolute()

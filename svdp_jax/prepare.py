@@ -47,6 +47,8 @@ import jax
 import numpy as np
 
 from svdp_jax import config as configs
+from svdp_jax.buckets import storage
+from svdp_jax.buckets.mirror import mirrored
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.faces import face, masks
 from svdp_jax.files import alone, apart, remove
@@ -112,6 +114,12 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def run(options: argparse.Namespace, beam: list[str]) -> None:
+    with mirrored(options.out) as out:
+        options.out, options.videos = out, [str(storage.here(path)) for path in options.videos]
+        prepare(options, beam)
+
+
+def prepare(options: argparse.Namespace, beam: list[str]) -> None:
     if options.draw_toy:
         draw_toy(Path(options.videos[0]), options.draw_toy)
     out = options.out
@@ -242,11 +250,11 @@ def check(settings: jobs.Settings, names: list[str], export: str | None = None) 
     if "pairs" in names and settings.pairs == "liveportrait":
         if not settings.pair_weights:
             raise UserError(NO_PAIRS)
-        checkpoint.about(Path(settings.pair_weights))
+        checkpoint.about(storage.here(settings.pair_weights))
     if "encode" in names and settings.codec.kind == "sd3":
         if not settings.codec.weights:
             raise UserError(NO_CODEC)
-        checkpoint.about(Path(settings.codec.weights))
+        checkpoint.about(storage.here(settings.codec.weights))
     factor = settings.codec.factor
     if settings.size < 16 or settings.size % factor:
         raise UserError(f"--size {settings.size}: give a multiple of {factor}, the codec's factor, from 16.")

@@ -31,6 +31,8 @@ from jax._src import distributed  # the only way to its client, on which Orbax a
 from tqdm import tqdm
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.buckets import storage
+from svdp_jax.buckets.mirror import mirrored
 from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.evaluation import toy_codec, toy_score
@@ -215,17 +217,22 @@ def main(arguments: list[str]) -> None:
     flags.DEFINE_bool("force-resume", False, "Go on although the run is another.", flag_values=values)
     flags.DEFINE_bool("restart", False, "Begin anew, with what is there set aside.", flag_values=values)
     config = configs.parse(arguments, values)
-    workdir = Path(values.workdir or f"runs/{config.name}")
+    workdir = values.workdir or f"runs/{config.name}"
     parallel.start()
     if jax.process_count() > 1:
         stop.listen()  # again, as jax.distributed takes SIGTERM for itself
         stop.together(distributed.global_state.client, jax.process_index())
-    train(config, workdir, bool(values["force-resume"].value), bool(values.restart))
-    if jax.process_index() > 0:
-        return
-    if config.data.source == "toy" and config.evaluate:
-        print(SCORES[config.trains](config, workdir))
-    print(f"The model is in {workdir / 'model'}; {USES[config.trains].format(workdir)}.")
+        if storage.address(workdir):
+            raise UserError(
+                f"{workdir}: one host can work in a bucket; name a folder on a disk that all share (Filestore, NFS)."
+            )
+    with mirrored(workdir) as folder:
+        train(config, folder, bool(values["force-resume"].value), bool(values.restart))
+        if jax.process_index() > 0:
+            return
+        if config.data.source == "toy" and config.evaluate:
+            print(SCORES[config.trains](config, folder))
+    print(f"The model is in {workdir}/model; {USES[config.trains].format(workdir)}.")
 
 
 if __name__ == "__main__":

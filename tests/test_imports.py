@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "svdp_jax"
 ORDER = (
-    "errors", "files", "values", "config", "parallel", "media", "faces", "diffusion", "models", "weights", "engines", "animator",
+    "errors", "files", "buckets", "values", "config", "parallel", "media", "faces", "diffusion", "models", "weights", "engines", "animator",
     "toy", "preparation", "training", "evaluation", "planning", "page",
 )  # fmt: skip
 COMMANDS = ("ablate", "animate", "demo", "draw", "evaluate", "plan", "prepare", "train")

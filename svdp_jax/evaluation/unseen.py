@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax import config as configs
+from svdp_jax.buckets import storage
 from svdp_jax.errors import UserError
 from svdp_jax.faces import face, masks
 from svdp_jax.faces.driving import DrivingFrame, driving_frames, prepare_driving
@@ -56,6 +57,7 @@ class Found(NamedTuple):
 
 def find(folder: Path, data: configs.Data) -> Found:
     """The clips whose people a model trained on `data` has not seen. UserError where there are none."""
+    folder = storage.here(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one that holds videos, or that svdp_jax.prepare made.")
     clips, size = prepared(folder) if (folder / "settings.json").is_file() else (videos(folder), None)
@@ -68,7 +70,7 @@ def find(folder: Path, data: configs.Data) -> Found:
 
 def seen(data: configs.Data) -> Callable[[Clip], bool]:
     """Whether a clip is of somebody in this data: by its file, and in records by the person's name too."""
-    folder = Path(data.path).resolve()
+    folder = storage.here(data.path).resolve()
     if data.source != "toy" and not folder.is_dir():
         logging.warning("%s, which the model was trained on, is not here: nobody can be left out for being in it.", folder)
     if data.source == "toy" or not folder.is_dir():

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from svdp_jax.buckets import storage
 from svdp_jax.engines.liveportrait import LivePortraitEngine
 from svdp_jax.errors import UserError
 from svdp_jax.faces import face, follow, windows
@@ -154,7 +155,7 @@ loaded = cache(LivePortraitEngine.load)  # one of each folder: its weights are l
 
 def maker(weights: str) -> drivers.Maker:
     """Drivers made by LivePortrait with the weights of a folder."""
-    engine, last = loaded(Path(weights)), {}
+    engine, last = loaded(storage.here(weights)), {}
     framing = engine.framing
 
     def make(a: drivers.Stored, b: drivers.Stored, size: int) -> Iterator[np.ndarray]:

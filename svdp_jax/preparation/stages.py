@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from svdp_jax.buckets import storage
 from svdp_jax.faces import networks
 from svdp_jax.preparation import alike, crops, drivers, encode, gates, ingest, jobs, left, work
 from svdp_jax.preparation.contents import Contents, digest
@@ -107,7 +108,7 @@ def _pairs(g: Given) -> list[Job]:
     s, found = g.settings, left.clips(g.out, g.sources)
     same, found = near(g, found), left.masked(g.out, found)
     others = [[]] * len(found) if s.pairs == "self" else drivers.candidates(found, s.seed, same)
-    weights = shipped.fingerprint(Path(s.pair_weights)) if s.pairs == "liveportrait" else ""
+    weights = shipped.fingerprint(storage.here(s.pair_weights)) if s.pairs == "liveportrait" else ""
     # The toy world draws a driver from two people's truth, not from pictures of them.
     truth = lambda clip: g.contents.of([footage.truth_path(Path(clip.path))]) if s.pairs == "toy" else ""
     of = {clip.name: [clip.name, clip.digest, truth(clip)] for clip in found}

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from svdp_jax import config as configs
+from svdp_jax.buckets import storage
 from svdp_jax.errors import UserError
 from svdp_jax.files import MANIFEST, read_json, write_whole
 from svdp_jax.training import records
@@ -52,7 +53,7 @@ def fingerprint(config: configs.Config) -> dict:
         "teacher": weights_mark(
             shipped.find(None if config.teacher == "shipped" else config.teacher) if config.teacher else None
         ),
-        "backbone": weights_mark(Path(config.backbone) if config.backbone else None),
+        "backbone": weights_mark(storage.here(config.backbone) if config.backbone else None),
         "codec": weights_mark(checkpoint.codec_folder(config.model.codec) if config.trains == "video" else None),
         "code": code(Path(__file__).parents[1]),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},

@@ -17,8 +17,9 @@ from flax import nnx
 from packaging.requirements import Requirement
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.buckets import storage
 from svdp_jax.errors import UserError
-from svdp_jax.files import in_bucket, read_manifest
+from svdp_jax.files import mounted_bucket, read_manifest
 from svdp_jax.media import video
 from svdp_jax.models.small_vae import SmallAutoencoder
 from svdp_jax.models.vae import Autoencoder
@@ -188,7 +189,7 @@ def trained_faults(config: configs.Config, folder: Path) -> list[str]:
 
 def folder_of(name, field: str, fits: Callable[[Path], list[str]], maker: str = "convert") -> Iterator[str]:
     """Sizes and shapes alone are looked at; checksums follow when the weights are loaded. fits: what does not, of a folder."""
-    folder = Path(name)
+    folder = storage.here(name)
     if not folder.is_dir():
         yield f"{field}={name} is not a folder; make it with `python -m {maker}`."
         return
@@ -248,10 +249,10 @@ def disk(config: configs.Config, workdir: Path, saved: int) -> Iterator[str]:
 
     saved: checkpoints that are there already, and make room for new ones.
     """
-    if in_bucket(workdir):
+    if mounted_bucket(workdir):
         yield (
-            f"{workdir} lies in a bucket, which cannot rename folders, as a checkpoint needs; name a --workdir on a disk "
-            "that all hosts share (Filestore, NFS), and copy its model to the bucket when the run is done."
+            f"{workdir} lies in a mounted bucket, which cannot rename folders, as a checkpoint needs; on one host name it as "
+            "--workdir=gs://BUCKET/FOLDER, on several a --workdir on a disk that all share (Filestore, NFS)."
         )
         return
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())

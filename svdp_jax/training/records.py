@@ -24,6 +24,7 @@ from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
 from svdp_jax import config as configs
+from svdp_jax.buckets import storage
 from svdp_jax.errors import UserError
 from svdp_jax.faces import networks
 from svdp_jax.faces.driving import driving_frames, prepare_driving
@@ -74,7 +75,7 @@ def identity(data: configs.Data) -> str:
     """A mark of what is trained on: the manifest of records, or the contents of all videos' files."""
     if not data.path:
         return data.source
-    folder = Path(data.path)
+    folder = storage.here(data.path)
     if data.source == "records":
         folder, _ = encode.read_manifest(folder)
         return f"records {encode.file_hash(folder / encode.MANIFEST)[:16]}"
@@ -149,7 +150,7 @@ def toy_example(config: configs.Config, cache: Path):
 
 def videos(data: configs.Data) -> list[Path]:
     """The videos below the data folder. Raises UserError where it is none, or has none."""
-    folder = Path(data.path)
+    folder = storage.here(data.path)
     if not data.path or not folder.is_dir():
         raise UserError(f"config.data.path={data.path!r} is not a folder; name one that holds videos.")
     paths = ingest.below(folder)
@@ -255,7 +256,7 @@ class Records(NamedTuple):
 def open_records(config: configs.Config) -> Records:
     """UserError where the records are not whole, or are for another codec or size."""
     data, codec = config.data, config.model.codec
-    folder, manifest = encode.read_manifest(Path(data.path))
+    folder, manifest = encode.read_manifest(storage.here(data.path))
     wanted = {"size": data.size, "codec": encode.codec_mark(codec)}
     for name, value in wanted.items():
         if manifest[name] != value:

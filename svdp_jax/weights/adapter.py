@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from svdp_jax import config as configs
+from svdp_jax.buckets import storage
 from svdp_jax.errors import UserError
 from svdp_jax.files import MANIFEST, hash_of, verify
 from svdp_jax.models import learned
@@ -47,7 +48,7 @@ def beneath(folder: Path, config: configs.Config) -> dict:
     """What the config.json of a model tells that was trained by this config from a weights folder; {} where it is whole."""
     if not learn.adapts(config.learn):
         return {}
-    base = of(folder) or Adapter(str(folder.resolve()), hash_of(folder / MANIFEST), "", "")
+    base = of(folder) or Adapter(storage.name_of(folder), hash_of(folder / MANIFEST), "", "")
     return {"adapter": base._replace(learn=config.learn, frozen=config.frozen)._asdict()}
 
 
@@ -71,7 +72,7 @@ def started_from(config: configs.Config) -> Path | None:
     """The weights folder whose values a training begins with."""
     if config.start:
         return checkpoint.model_folder(Path(config.start))
-    return Path(config.backbone) if config.backbone else None
+    return storage.here(config.backbone) if config.backbone else None
 
 
 def trained_with(config: configs.Config) -> dict:
@@ -93,7 +94,7 @@ def model(config: configs.Config, average: nnx.State, constants: nnx.State) -> t
 
 def base_of(folder: Path, adapter: Adapter, given: Path | None = None) -> Path:
     """The base of an adapter's folder, where it was or where it is said to be. UserError where it is not that one."""
-    base = checkpoint.model_folder(given) if given else Path(adapter.folder)
+    base = checkpoint.model_folder(given) if given else storage.here(adapter.folder)
     if not (base / MANIFEST).is_file():
         raise UserError(
             f"{folder} is an adapter on weights that were at {adapter.folder}, and {base} has none; name them with --base DIR."

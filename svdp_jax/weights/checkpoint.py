@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from safetensors.numpy import load_file
 
 from svdp_jax import config as configs
+from svdp_jax.buckets import storage
 from svdp_jax.errors import UserError
 from svdp_jax.files import remove, verify, write_manifest, write_whole
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
@@ -281,7 +282,8 @@ def load_model(folder: Path) -> tuple[configs.Config, nnx.Module]:
 
 def model_folder(folder: Path) -> Path:
     """The weights folder of a trained model: of a work folder its `model`, or of an unfinished run
-    what was saved last; else the folder itself."""
+    what was saved last; else the folder itself. Of a work folder in a bucket, no more than its model is brought."""
+    folder = storage.here(folder / "model" if storage.address(folder) and storage.holds(folder / "model") else folder)
     saved = [path for _, path in run_checkpoints(folder)]
     return next((path for path in (folder / "model", *saved) if path.is_dir()), folder)
 
@@ -306,7 +308,7 @@ def codec_folder(config: configs.Codec) -> Path | None:
     """Where a codec's weights are; None where it has none."""
     if config.kind == "small":
         return model_folder(Path(config.weights)) if config.weights else SMALL
-    return Path(config.weights) if config.weights else None
+    return storage.here(config.weights) if config.weights else None
 
 
 def load_codec(config: configs.Codec, dtype=np.float32, sharding=None) -> PixelCodec | Autoencoder | SmallAutoencoder:

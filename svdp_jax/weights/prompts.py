@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from svdp_jax.buckets import storage
 from svdp_jax.config import Config
 from svdp_jax.errors import UserError
 from svdp_jax.models.text import sd3_prompt
@@ -69,7 +70,7 @@ def save_prompt(path: Path, text: np.ndarray, pooled: np.ndarray, facts: dict[st
 def load_prompt(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """An encoded prompt: text (t, d) and pooled (d,)."""
     try:
-        arrays = load_file(path)
+        arrays = load_file(storage.here(path))
         return arrays["text"], arrays["pooled"]
     except Exception as error:
         raise UserError(f"{path} is no encoded prompt ({error}); make one with `python -m convert prompt`.") from None
