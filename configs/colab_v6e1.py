@@ -9,12 +9,12 @@ the autoencoder encodes before, since it does not fit beside the training.
 From our count of FLOPs and the stated rates, 2026-11-28, not run: 19.3 s a step, MFU 22 % of useful FLOPs (frozen
 weights need no gradients; its attention kernels are far from its peak); the 5 000 steps 26.8 h. Memory: to be compiled for.
 `--config configs/colab_v6e1.py:personal --config.start=runs/colab_v6e1 --config.data.path=RECORDS` goes on from it, on
-one person's records: 180 steps, an hour.
+one person's records: 1 440 steps, an hour.
 """
 
 from svdp_jax import config as configs
 
 
 def get_config(variant: str = ""):
-    config = configs.one_chip("colab_v6e1", "v6e:1x1", frames=16, past=4, frozen="int8")
-    return configs.as_flags(configs.personal(config, "runs/colab_v6e1", steps=180) if variant == "personal" else config)
+    config = configs.one_chip("colab_v6e1", "v6e:1x1", frames=16, past=4, clips=1, frozen="int8")
+    return configs.as_flags(configs.personal(config, "runs/colab_v6e1", steps=1_440) if variant == "personal" else config)

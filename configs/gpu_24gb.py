@@ -15,5 +15,5 @@ from svdp_jax import config as configs
 
 
 def get_config(variant: str = ""):
-    config = configs.one_chip("gpu_24gb", "", frames=4, past=1, frozen="int8")
+    config = configs.one_chip("gpu_24gb", "", frames=4, past=1, clips=8, frozen="int8")
     return configs.as_flags(configs.personal(config, "runs/gpu_24gb", steps=300) if variant == "personal" else config)

@@ -15,5 +15,5 @@ from svdp_jax import config as configs
 
 
 def get_config(variant: str = ""):
-    config = configs.one_chip("gpu_one", "", frames=16, past=4, frozen="bfloat16")
+    config = configs.one_chip("gpu_one", "", frames=16, past=4, clips=8, frozen="bfloat16")
     return configs.as_flags(configs.personal(config, "runs/gpu_one", steps=300) if variant == "personal" else config)

@@ -316,18 +316,23 @@ def full_size(
     )
 
 
-def one_chip(name: str, topology: str, frames: int, past: int, frozen: str) -> Config:
-    """The paper's method on one chip: an adapter on SD3.5-M at 512x512, eight clips a step, one after the other.
+def one_chip(name: str, topology: str, frames: int, past: int, clips: int, frozen: str) -> Config:
+    """The paper's method on one chip: an adapter on SD3.5-M at 512x512, `clips` a step, one after the other.
 
-    Folders as for `full_size`. What `frames` and `past` a chip has room for, the compiler tells.
+    Folders as for `full_size`. What `frames`, `past` and `clips` a chip has room for, the compiler tells: of more
+    clips than one, the sum of the gradients takes room of its own. Fewer clips a step are more and smaller steps.
     """
-    config = full_size(name, topology, batch=8, mesh=Mesh(), accumulate=8, remat="full", learn="adapter", frozen=frozen)
+    rate = 1e-4 if clips > 1 else 5e-5
+    config = full_size(name, topology, clips, Mesh(), accumulate=clips, remat="full", learn="adapter", frozen=frozen)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, frames=frames, past=past, threads=2),
-        stages=(Stage(steps=4000, rate=1e-4, final_rate=2e-5), Stage(steps=1000, past=True, rate=2e-5, final_rate=1e-6)),
-        optimizer=dataclasses.replace(config.optimizer, warmup=200, average=0.999, moment="bfloat16"),
-        save_every=100,
+        stages=(
+            Stage(steps=32_000 // clips, rate=rate, final_rate=rate / 5),
+            Stage(steps=8_000 // clips, past=True, rate=rate / 5, final_rate=1e-6),
+        ),
+        optimizer=dataclasses.replace(config.optimizer, warmup=1_600 // clips, average=1 - clips / 8_000, moment="bfloat16"),
+        save_every=800 // clips,
         sample_every=0,
         watch_every=0,
         keep=1,
@@ -336,8 +341,9 @@ def one_chip(name: str, topology: str, frames: int, past: int, frozen: str) -> C
 
 def personal(config: Config, start: str, steps: int) -> Config:
     """A trained model goes on learning, on records of one person: fewer steps, at lower rates, past frames real."""
-    stages = (Stage(steps=steps, past=True, rate=2e-5, final_rate=1e-6),)
-    optimizer = dataclasses.replace(config.optimizer, warmup=20, average=0.99)
+    clips = config.optimizer.accumulate
+    stages = (Stage(steps=steps, past=True, rate=config.stages[-1].rate, final_rate=1e-6),)
+    optimizer = dataclasses.replace(config.optimizer, warmup=160 // clips, average=1 - clips / 800)
     return dataclasses.replace(config, start=start, backbone="", stages=stages, optimizer=optimizer)
 
 

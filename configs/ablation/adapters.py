@@ -11,7 +11,7 @@ import dataclasses
 
 from svdp_jax import config as configs
 
-SELF, CROSS, LAST = 100, 250, 50  # steps
+SELF, CROSS, LAST = 200, 600, 200  # steps
 BASE = configs.Config(
     name="base",
     model=configs.toy(),
@@ -29,7 +29,7 @@ IMAGE = dataclasses.replace(
     name="image",
     model=dataclasses.replace(BASE.model, video=dataclasses.replace(BASE.model.video, temporal="none")),
     data=dataclasses.replace(BASE.data, frames=1, past=0, batch=16),
-    stages=(configs.Stage(steps=620, rate=1.5e-3, final_rate=1e-4),),
+    stages=(configs.Stage(steps=1500, rate=1.5e-3, final_rate=1e-4),),
     flow=dataclasses.replace(BASE.flow, dropout=(0.1, 0.9, 0.0, 0.0)),
 )
 STAGES = (
@@ -37,10 +37,15 @@ STAGES = (
     configs.Stage(steps=CROSS, rate=1.5e-3, final_rate=3e-4),
     configs.Stage(steps=LAST, past=True, rate=3e-4, final_rate=2e-5),
 )
-VARIANTS = {"all": {}, "video": {"learn": "video"}, "adapter": {"learn": "adapter"}}
-QUESTIONS = {"What learns": ("video", "adapter")}
+VARIANTS = {
+    "all": {},
+    "video": {"learn": "video"},
+    "adapter": {"learn": "adapter"},
+    "adapter over int8": {"learn": "adapter", "frozen": "int8"},
+}
+QUESTIONS = {"What learns": ("video", "adapter", "adapter over int8")}
 
 
 def get_config(variant: str = "all"):
-    started = dataclasses.replace(BASE, name=variant, stages=STAGES, start="runs/adapters/image")
+    started = dataclasses.replace(BASE, name=variant.replace(" ", "_"), stages=STAGES, start="runs/adapters/image")
     return configs.as_flags(IMAGE if variant == "image" else dataclasses.replace(started, **VARIANTS[variant]))
