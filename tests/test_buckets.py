@@ -108,7 +108,7 @@ def test_an_address_is_told_from_a_path(path, found):
     assert storage.address(path) == found
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/run", "gs://", "https://host/run"])
+@pytest.mark.parametrize("path", ["s3://bucket/run", "gs://", "https://host/run", "gs://bucket/../run", "gs://../run"])
 def test_other_schemes_are_refused(path):
     with pytest.raises(UserError, match="name one as gs://BUCKET/FOLDER"):
         storage.address(path)
@@ -151,6 +151,12 @@ def test_a_file_whose_name_begins_another(bucket):
     put(bucket, prompt=b"short", prompt2=b"long", prompt_dot_old__x=b"folder")
     assert storage.here(f"{bucket}/prompt").read_bytes() == b"short"
     assert storage.here(f"{bucket}/prompt2").read_bytes() == b"long"
+
+
+def test_names_that_lead_out_of_a_folder_are_passed_over():
+    """Path(folder) / "/etc" is /etc."""
+    assert storage.shown("") and storage.shown("a/b.c")
+    assert not any(map(storage.shown, ("/etc/x", "a//etc", "..", "../x", "a/../../x", ".hidden/x", "a/")))
 
 
 def test_nothing_is_there(bucket):

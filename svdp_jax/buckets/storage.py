@@ -49,7 +49,7 @@ def address(path) -> Address | None:
     parts = Path(path).parts
     if not parts or not parts[0].endswith(":") or len(parts[0]) < 3:
         return None
-    if parts[0] != SCHEME or len(parts) < 2:
+    if parts[0] != SCHEME or len(parts) < 2 or not shown("/".join(parts[1:])):
         raise UserError(f"{path} is in no bucket that is known here; name one as gs://BUCKET/FOLDER, or a folder on a disk.")
     return Address(parts[1], "/".join(parts[2:]))
 
@@ -224,7 +224,8 @@ class Copy:
 
 
 def shown(name: str) -> bool:
-    return not any(part.startswith(".") for part in name.split("/"))
+    """Whether a name below a folder is of something in it that is not hidden: not one that leads out of it, as /etc would."""
+    return not name or all(part and not part.startswith(".") for part in name.split("/"))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
