@@ -14,7 +14,7 @@ from svdp_jax.diffusion import flow, guidance, sampler
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.training import distill, start, step as training
-from svdp_jax.weights import checkpoint
+from svdp_jax.weights import adapter, checkpoint
 
 TINY = tiny_model()
 MODEL = dataclasses.replace(TINY, backbone=dataclasses.replace(TINY.backbone, blocks=1, dual=0))
@@ -46,6 +46,30 @@ def folder(tmp_path_factory):
     _, weights, constants = nnx.split(randomized(SVDP(MODEL, nnx.Rngs(0)), 0.1), nnx.Param, ...)
     checkpoint.save_model(folder / "model", config, weights, constants)
     return folder
+
+
+def test_a_teacher_is_read_in_the_dtype_of_the_training_and_may_be_an_adapter(folder, tmp_path):
+    """Of one whose stored weights would not fit a device nothing is read in their own dtype."""
+    whole = dataclasses.replace(STUDENT, teacher=str(folder), dtype="bfloat16")
+    mesh = parallel.make_mesh(whole.mesh)
+    _, state = start.load_teacher(whole, mesh)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("bfloat16")}
+    assert all(leaf.sharding.mesh.shape == mesh.shape for leaf in jax.tree.leaves(state))
+
+    config = dataclasses.replace(
+        STUDENT, model=MODEL, teacher="", start=str(folder), stages=(configs.Stage(),), learn="adapter", frozen="int8"
+    )
+    _, taught = start.initial_state(config, mesh)
+    changed = jax.tree.map(lambda w: w + 0.01, taught.average)
+    kept = adapter.model(config, changed, taught.constants)
+    checkpoint.save_model(tmp_path / "model", config, *kept, facts=adapter.trained_with(config))
+    graph, state = start.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path)), mesh)
+    _, network = adapter.load(tmp_path / "model")
+    expected = checkpoint.named(nnx.state(network))
+    found = checkpoint.named(state)
+    assert found.keys() == expected.keys()
+    for name, leaf in found.items():
+        np.testing.assert_array_equal(leaf, expected[name].astype(leaf.dtype))
 
 
 def batch(seed: int) -> dict:

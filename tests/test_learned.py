@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import randomized, tiny_model
 from flax import nnx
-from harness import STEPS, Run, differing, metrics, state
+from harness import STEPS, Run, differing, metrics, pair, state
 
 from svdp_jax import config as configs, parallel, train
 from svdp_jax.animator import Animator
@@ -169,6 +169,25 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(adapter, base, tmp_path):
     assert re.search("step [2-9] of 16", run.said())
     assert differing(state(adapter), state(work)) == []
     assert [line["step"] for line in metrics(work)] == list(range(1, STEPS + 1))
+
+
+def test_a_student_of_an_adapter_learns_on_two_hosts_that_share_the_frames_as_on_one(adapter, tmp_path):
+    """Scales of what lies in int8 are told among the hosts, in one order; the teacher is an adapter too."""
+    stage = configs.Stage(steps=3, past=True, kind="path", calls=(2, 1), path=4)
+    whole = little_run.config(teacher=str(adapter), learn="adapter", frozen="int8", stages=(stage,))
+    config = dataclasses.replace(whole, model=dataclasses.replace(whole.model, told=True))
+    with jax.numpy_dtype_promotion("standard"):
+        train.train(config, tmp_path / "one")
+    changed = {"config.teacher": adapter, "config.learn": "adapter", "config.frozen": "int8", "config.model.told": True}
+    changed |= {"config.mesh.data": 1, "config.mesh.context": 2, "config.stages": (dataclasses.asdict(stage),)}
+    both = pair(tmp_path / "both", arguments=[f"--{name}={value}" for name, value in changed.items()])
+    assert [run.end() for run in both] == [0, 0], both[0].said()
+    alone, together = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("one", "both"))
+    assert len(alone) == 3
+    np.testing.assert_allclose(together, alone, rtol=1e-3)
+    assert json.loads((tmp_path / "one/model/config.json").read_text())["adapter"]["folder"].endswith("base0/work/model")
+    with pytest.raises(UserError, match="an adapter learned with 'adapter'; set config.learn so, or fold it in"):
+        preflight.check(dataclasses.replace(config, learn="all"), tmp_path / "other")
 
 
 def test_its_folders_hold_what_learned_alone(adapter, base):

@@ -25,7 +25,7 @@ from svdp_jax.errors import UserError
 from svdp_jax.files import MANIFEST, read_json, write_whole
 from svdp_jax.training import records
 from svdp_jax.values import declared
-from svdp_jax.weights import checkpoint, shipped
+from svdp_jax.weights import adapter, checkpoint
 from svdp_jax.weights.prompts import prompt_of
 
 # Fields that name files: what is compared is what is in them, by these marks.
@@ -41,7 +41,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "gra
 # The modules that decide the numbers of a run are these and all that they import, but for the last:
 # they say what may be set, read and write, and go on without a part in what is learned.
 DECIDING = ("training.step", "training.records", "training.start", "models.svdp", "models.small_vae")
-BYSTANDERS = ("config", "errors", "files", "values", "weights")
+BYSTANDERS = ("buckets", "config", "errors", "files", "values", "weights")
 
 
 def fingerprint(config: configs.Config) -> dict:
@@ -50,9 +50,7 @@ def fingerprint(config: configs.Config) -> dict:
         "data": "; ".join(dict.fromkeys(records.identity(staged.data) for staged in configs.by_stage(config))),
         "prompt": prompt_mark(config),
         "start": weights_mark(checkpoint.model_folder(Path(config.start)) if config.start else None),
-        "teacher": weights_mark(
-            shipped.find(None if config.teacher == "shipped" else config.teacher) if config.teacher else None
-        ),
+        "teacher": weights_mark(adapter.taught_by(config) if config.teacher else None),
         "backbone": weights_mark(storage.here(config.backbone) if config.backbone else None),
         "codec": weights_mark(checkpoint.codec_folder(config.model.codec) if config.trains == "video" else None),
         "code": code(Path(__file__).parents[1]),

@@ -21,6 +21,7 @@ from svdp_jax.buckets import storage
 from svdp_jax.errors import UserError
 from svdp_jax.files import mounted_bucket, read_manifest
 from svdp_jax.media import video
+from svdp_jax.models import learned
 from svdp_jax.models.small_vae import SmallAutoencoder
 from svdp_jax.models.vae import Autoencoder
 from svdp_jax.training import identity, records, runs
@@ -141,8 +142,7 @@ def weights(config: configs.Config) -> Iterator[str]:
         fits = partial(adapter.faults, config)
         yield from folder_of(checkpoint.model_folder(Path(config.start)), "config.start", fits, "svdp_jax.train")
     if config.teacher not in ("", "shipped"):
-        untold = dataclasses.replace(config, model=dataclasses.replace(config.model, told=False))
-        fits = lambda folder: trained_faults(untold, folder)
+        fits = partial(teacher_faults, config)
         yield from folder_of(checkpoint.model_folder(Path(config.teacher)), "config.teacher", fits, "svdp_jax.train")
     if config.backbone:
         yield from folder_of(config.backbone, "config.backbone", partial(adapter.faults, config))
@@ -181,10 +181,21 @@ def abstract_codec(codec: configs.Codec) -> Autoencoder | SmallAutoencoder:
     return network
 
 
-def trained_faults(config: configs.Config, folder: Path) -> list[str]:
-    """What keeps a folder from holding just the network that a config trains."""
-    wanted = nnx.eval_shape(lambda: checkpoint.fresh_network(config, nnx.Rngs(0)))
-    return checkpoint.misfits(checkpoint.named(nnx.state(wanted)), checkpoint.stored_arrays(folder / "params"))
+def teacher_faults(config: configs.Config, folder: Path) -> list[str]:
+    """What keeps a folder from holding the teacher of a config: all of the student's network but for what is told it.
+
+    An adapter teaches one that learns alike: another would begin without what the adapter adds to its base.
+    """
+    untold = dataclasses.replace(config, model=dataclasses.replace(config.model, told=False))
+    wanted = nnx.eval_shape(lambda: checkpoint.fresh_network(untold, nnx.Rngs(0)))
+    added = (learned.SCALE, *learned.PARTS)
+    found = {name: place.shape for name, place in adapter.source(folder).items() if not name.endswith(added)}
+    faults, base = checkpoint.misfits(checkpoint.named(nnx.state(wanted)), found), adapter.of(folder)
+    if base and not config.start and base.learn != config.learn:
+        faults.append(
+            f"an adapter learned with {base.learn!r}; set config.learn so, or fold it in (`python -m convert adapter`)"
+        )
+    return faults
 
 
 def folder_of(name, field: str, fits: Callable[[Path], list[str]], maker: str = "convert") -> Iterator[str]:

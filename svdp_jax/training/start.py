@@ -1,6 +1,6 @@
 """What a run starts from: fresh weights or another run's, and what it reads and never changes."""
 
-from pathlib import Path
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ from svdp_jax import config as configs, parallel
 from svdp_jax.models import learned
 from svdp_jax.models.vae import PixelCodec
 from svdp_jax.training.step import WEIGHTS, Frozen, State, abstract_state, state_maker, stream
-from svdp_jax.weights import adapter, checkpoint, shipped
+from svdp_jax.weights import adapter, checkpoint
 from svdp_jax.weights.prompts import prompt_of
 
 
 def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, State]:
     """A state on the mesh, with the weights of the folder that the config names, if it does; fresh ones where that has none."""
     graph, make = state_maker(config, mesh)
-    key, folder = stream(config, WEIGHTS), starting(config)
+    key, folder = stream(config, WEIGHTS), adapter.started_from(config)
     if not folder:
         return graph, make(key)
     _, shapes = abstract_state(config, mesh)
@@ -39,16 +39,6 @@ def initial_state(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.
     return graph, State(step, weights, jax.tree.map(jnp.copy, weights), constants, optimizer)
 
 
-def starting(config: configs.Config) -> Path | None:
-    """The weights folder whose values a training begins with: of a student, its teacher's."""
-    return taught_by(config) if config.teacher and not config.start else adapter.started_from(config)
-
-
-def taught_by(config: configs.Config) -> Path:
-    """The weights folder of a student's teacher."""
-    return shipped.find(None if config.teacher == "shipped" else config.teacher)
-
-
 def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, Frozen]:
     """The codec's graph, and what is frozen, whole on every device: no codec, where it is what learns."""
     whole = parallel.sharding(mesh)
@@ -59,8 +49,17 @@ def load_frozen(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.Gr
 
 
 def load_teacher(config: configs.Config, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
-    """The graph and weights of a student's teacher, in the config's dtype and laid out as parameters are."""
-    _, network = checkpoint.load_model(taught_by(config))
-    graph, state = nnx.split(network)
-    state = learned.cast(state, config.dtype)
-    return graph, jax.device_put(state, parallel.parameter_shardings(state, mesh))
+    """The graph and weights of a student's teacher, in the config's dtype and laid out as parameters are.
+
+    Each device reads what it will hold, as narrow as it may be: as it is stored a whole teacher may be too large for one.
+    """
+    folder = adapter.taught_by(config)
+    graph, state = nnx.split(adapter.abstract_network(folder))
+    layouts = checkpoint.named(parallel.parameter_shardings(state, mesh))
+    narrow = lambda dtype: min(dtype, jnp.dtype(config.dtype), key=lambda dtype: dtype.itemsize)
+    structs = {
+        name: jax.ShapeDtypeStruct(leaf.shape, narrow(leaf.dtype), sharding=layouts[name])
+        for name, leaf in checkpoint.named(state).items()
+    }
+    state = checkpoint.replaced(state, adapter.read(structs, adapter.source(folder)))
+    return graph, jax.jit(partial(learned.cast, dtype=config.dtype), donate_argnums=0)(state)

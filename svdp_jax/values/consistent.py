@@ -74,8 +74,8 @@ def check(config: Any, path: str) -> None:
             "stages: own_past is for stages with past=True, data.past of 1 or more, and no teacher",
         ),
         (
-            config.start or config.backbone or not learn.adapts(config.learn),
-            f"learn={shown(config.learn)} freezes weights, which must be those of something: name config.start or config.backbone",
+            config.start or config.backbone or config.teacher or not learn.adapts(config.learn),
+            f"learn={shown(config.learn)} freezes weights, which must be those of something: name config.start, backbone or teacher",
         ),
         (len(config.stages) > 0, "stages must name at least one stage"),
         (len(chances) == 4 and abs(sum(chances) - 1) < 1e-6, "flow.dropout must be four probabilities that sum to 1"),

@@ -69,10 +69,17 @@ def shapes(name: str, part, table: str, frozen: str) -> tuple[nnx.GraphDef, nnx.
 
 
 def started_from(config: configs.Config) -> Path | None:
-    """The weights folder whose values a training begins with."""
+    """The weights folder whose values a training begins with: of a student, where nothing else is named, its teacher's."""
     if config.start:
         return checkpoint.model_folder(Path(config.start))
+    if config.teacher:
+        return taught_by(config)
     return storage.here(config.backbone) if config.backbone else None
+
+
+def taught_by(config: configs.Config) -> Path:
+    """The weights folder of a student's teacher."""
+    return checkpoint.SHIPPED if config.teacher == "shipped" else checkpoint.model_folder(Path(config.teacher))
 
 
 def trained_with(config: configs.Config) -> dict:
@@ -182,7 +189,7 @@ def read(structs: dict, source: dict[str, Place]) -> dict[str, Any]:
                 names[place.name] = name
         found = read_folder(folder, like)
         arrays |= {names[name]: array for name, array in found.items()}
-    for name in coarse:
+    for name in sorted(coarse):  # on several hosts these talk to each other, so all of them do so in one order
         pair = (name, f"{name}_scale")
         layouts = tuple(structs[each].sharding for each in pair)
         arrays |= zip(pair, jax.jit(learned.quantized, out_shardings=layouts)(arrays.pop(name)))
@@ -190,9 +197,9 @@ def read(structs: dict, source: dict[str, Place]) -> dict[str, Any]:
 
 
 def abstract_network(folder: Path) -> Any:
-    """The network of an adapter's folder, adapted, with shapes in place of arrays, those it holds in their dtype."""
-    adapter = of(folder)
-    assert adapter
+    """The network of a weights folder, an adapter's adapted, with shapes in place of arrays."""
+    if not (adapter := of(folder)):
+        return checkpoint.abstract_network(folder)
     return checkpoint.abstract_network(
         folder, lambda network: learned.adapted(network, adapter.learn, adapter.frozen, nnx.Rngs(0))
     )

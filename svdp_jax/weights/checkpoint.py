@@ -301,7 +301,8 @@ CODECS = {
     "sd3": lambda config: Autoencoder(AutoencoderConfig(), nnx.Rngs(0)),
     "small": lambda config: SmallAutoencoder(SmallAutoencoderConfig(), nnx.Rngs(0)),
 }
-SMALL = Path(__file__).parent / "codec"  # the small codec that comes with the package
+SMALL = Path(__file__).parent / "codec"  # the small codec that comes with the package,
+SHIPPED = Path(__file__).parent / "toy"  # and the model
 
 
 def codec_folder(config: configs.Codec) -> Path | None:

@@ -18,7 +18,7 @@ from svdp_jax.errors import UserError
 from svdp_jax.files import MANIFEST, hash_of
 from svdp_jax.weights import adapter, checkpoint
 
-FOLDER = Path(__file__).parent / "toy"
+FOLDER = checkpoint.SHIPPED
 ANY = "a work folder of svdp_jax.train, or weights that `python -m convert liveportrait` made"
 LIMIT = 20_000_000  # bytes; what a package may weigh
 
