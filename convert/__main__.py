@@ -19,6 +19,7 @@ import jax
 
 from convert import adapters, faces, networks, prompt, sources
 from svdp_jax.errors import UserError
+from svdp_jax.files import on_disk
 from svdp_jax.weights.prompts import PORTRAIT
 
 EXAMPLES = f"""\
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    with staged(options.out) as out:
+    with staged(on_disk(options.out)) as out:
         if options.network == "prompt":
             prompt.write(sources.local(options.src, prompt.FOLDERS), out, options.prompt)
             return

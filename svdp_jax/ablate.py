@@ -34,7 +34,7 @@ from svdp_jax import config as configs
 from svdp_jax.engines.svdp import SVDPEngine
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.evaluation import metrics, report, toy_score
-from svdp_jax.files import write_whole
+from svdp_jax.files import on_disk, write_whole
 from svdp_jax.media.images import contact_sheet, enlarged, write_image
 from svdp_jax.preparation.report import spread
 
@@ -130,6 +130,7 @@ def study(options: argparse.Namespace, flags: tuple[str, ...]) -> Study:
 
 
 def run(study: Study) -> None:
+    on_disk(study.workdir)
     todo = list(itertools.product(study.variants, study.seeds))
     train_all(study, todo)
     for variant, seed in tqdm(todo, desc="Scoring", unit="run"):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from svdp_jax.diffusion import flow
 from svdp_jax.diffusion.sampler import euler
 from svdp_jax.errors import UserError
+from svdp_jax.files import on_disk
 from svdp_jax.media.images import write_image
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.models.vae import Autoencoder, decode_frames
@@ -111,6 +112,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    on_disk(options.output)
     check(options)
     prompt, empty = read_prompts(options)
     model = load_network(options.checkpoint / "backbone")

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Generator
@@ -41,12 +42,19 @@ def read_json(path: Path) -> dict:
         return {}
 
 
+def on_disk(path) -> Path:
+    """A path to write to. UserError for an address such as gs://bucket/file, which would become a folder named gs: here."""
+    if re.match(r"[a-z][a-z0-9]+:/", str(path)):
+        raise UserError(f"{path}: what this makes is written to a disk; name a path there, and copy it to the bucket after.")
+    return Path(path)
+
+
 def apart(output, *inputs) -> None:
     """UserError where writing `output` would replace an input: the same file, by whatever name, or one in that folder.
 
     Inputs that are no names of files, such as arrays, are passed over.
     """
-    output = Path(output)
+    output = on_disk(output)
     for given in (Path(path) for path in inputs if isinstance(path, (str, os.PathLike))):
         same = given.exists() and output.exists() and given.samefile(output)
         if same or given.resolve().is_relative_to(output.resolve()):

@@ -14,7 +14,8 @@ import pytest
 from conftest import tiny_model
 from harness import ROOT, STEPS, Run, metrics
 
-from svdp_jax import config as configs, prepare, train
+from convert import __main__ as convert
+from svdp_jax import ablate, animate, config as configs, draw, evaluate, prepare, train
 from svdp_jax.buckets import mirror, storage
 from svdp_jax.buckets.mirror import mirrored
 from svdp_jax.errors import UserError
@@ -322,6 +323,29 @@ def soon(condition, seconds: float = 60) -> bool:
 
 
 # Commands
+
+
+@pytest.mark.parametrize(
+    "command, arguments",
+    [
+        (animate, ["--demo", "--output", "gs://b/x.mp4"]),
+        (animate, ["--driving", "x.mp4", "--output", "gs://b/x.safetensors"]),
+        (ablate, [str(ROOT / "configs/ablation/toy.py"), "--workdir", "gs://b/x"]),
+        (evaluate, ["--checkpoint", "x", "--data", "x", "--output", "gs://b/x"]),
+        (convert, ["vae", "x", "gs://b/x"]),
+        (draw, ["--checkpoint", "x", "--prompt", "x", "--output", "gs://b/x.png"]),
+    ],
+)
+def test_what_writes_to_a_disk_alone_says_so(tmp_path, monkeypatch, capsys, command, arguments):
+    """A path would be made below a folder that is named gs: here."""
+    monkeypatch.chdir(tmp_path)
+    said = ""
+    try:
+        command.main(arguments)
+    except (SystemExit, UserError) as error:  # before or after it is told
+        said = str(error)
+    assert "what this makes is written to a disk" in said + capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_hosts_are_told_to_share_a_disk(bucket, monkeypatch, tmp_path):
