@@ -1,5 +1,6 @@
 """Names that begin with gs://, against a server that stands in for Google's: what is read, worked in, fought over, lost."""
 
+import inspect
 import json
 import os
 import shutil
@@ -339,9 +340,10 @@ def soon(condition, seconds: float = 60) -> bool:
 def test_what_writes_to_a_disk_alone_says_so(tmp_path, monkeypatch, capsys, command, arguments):
     """A path would be made below a folder that is named gs: here."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
     said = ""
     try:
-        command.main(arguments)
+        command.main(*([arguments] if inspect.signature(command.main).parameters else []))
     except (SystemExit, UserError) as error:  # before or after it is told
         said = str(error)
     assert "what this makes is written to a disk" in said + capsys.readouterr().err
