@@ -7,6 +7,7 @@ from svdp_jax.faces import scene as scenes
 from svdp_jax.page import knobs
 from svdp_jax.page.studio import Studio
 
+PATHS = ("source", "landmarks")  # parts that are taken by their files' paths
 CAMERA = 0.04  # seconds between frames of a camera
 ANEW = "the page's server was started anew since, and has none of your files; reload the page and give them again."
 CSS = """
@@ -24,9 +25,14 @@ THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospac
 
 
 class Blocks(gr.Blocks):
-    async def preprocess_data(self, *arguments, **named):
+    async def preprocess_data(self, function, inputs, state, *arguments, **named):
+        # Gradio would open a picture with Pillow, fail in its own words, and copy the file with every call. It makes a
+        # session's parts anew when their values change, so that this is said to the part there is now.
+        for part in function.inputs:
+            if part.elem_id in PATHS:
+                (state[part._id] if state else part).preprocess = lambda payload: payload and payload.path
         try:
-            return await super().preprocess_data(*arguments, **named)
+            return await super().preprocess_data(function, inputs, state, *arguments, **named)
         except InvalidPathError:  # where uploads were: the check that nobody names other files of the server
             raise gr.Error(ANEW, print_exception=False) from None
 
@@ -84,10 +90,12 @@ def inputs(studio: Studio) -> tuple[list, list, tuple, gr.Dataset]:
     with gr.Row():
         start, cancel = gr.Button("Animate", variant="primary"), gr.Button("Cancel")
     with gr.Accordion("Faces and cropping", open=False):
-        face = gr.Number(0, label="Which face of the picture, 0 being the largest", precision=0, minimum=0)
-        driving_face = gr.Number(0, label="Which face of the video", precision=0, minimum=0)
-        source_crop = gr.Radio(scenes.CROPS, value="auto", label="Crop the picture: around the face, or not at all")
-        driving_crop = gr.Radio(scenes.CROPS, value="auto", label="Crop the video")
+        face = gr.Number(0, label="Which face of the picture, 0 being the largest", precision=0, minimum=0, elem_id="face")
+        driving_face = gr.Number(0, label="Which face of the video", precision=0, minimum=0, elem_id="driving_face")
+        source_crop = gr.Radio(
+            scenes.CROPS, value="auto", label="Crop the picture: around the face, or not at all", elem_id="source_crop"
+        )
+        driving_crop = gr.Radio(scenes.CROPS, value="auto", label="Crop the video", elem_id="driving_crop")
         landmarks = gr.File(
             label="Landmarks of the driver (.npy or .json), instead of finding the face", type="filepath", elem_id="landmarks"
         )
@@ -95,8 +103,6 @@ def inputs(studio: Studio) -> tuple[list, list, tuple, gr.Dataset]:
     with gr.Accordion("Settings", open=False):
         turned = [part(knob, studio.animator.engine) for knob in knobs.of(studio.animator.engine.flags)]
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
-    # Gradio would open the picture with Pillow and fail in its own words, and copy the file with every call.
-    source.preprocess = landmarks.preprocess = lambda payload: payload and payload.path
     examples = gr.Dataset(
         components=[source, driving],
         samples=[list(given.files) for given in studio.examples],
@@ -104,6 +110,7 @@ def inputs(studio: Studio) -> tuple[list, list, tuple, gr.Dataset]:
         type="index",
         label="Examples",
     )
+    # Each has the name it has in `Given`, by which `Studio.change` knows it.
     form = [source, driving, face, driving_face, source_crop, driving_crop, landmarks]
     return form, [paste_back, *turned, seed], (start, cancel), examples
 

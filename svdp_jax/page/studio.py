@@ -51,9 +51,15 @@ class Studio:
 
     # What a visitor does changes the state of their session; it gives the form, and what is shown of results.
 
-    def change(self, request: gr.Request, *form) -> tuple:
-        visit = self.visits.of(request.session_hash)
-        return settle(visit, settled(visit.given, Given(*form)), form)
+    def change(self, request: gr.Request, event: gr.EventData, *form) -> tuple:
+        """Of the form only what the visitor has changed is believed, the part whose event this is: the rest may still
+        show what went with an earlier file, as the answer that takes it away is on its way. A visit that is new, or
+        forgotten since, is told all of it."""
+        visit, now = self.visits.of(request.session_hash), Given(*form)
+        if visit.given is not USUAL:
+            part = event.target.elem_id
+            now = visit.given._replace(**{part: getattr(now, part)})
+        return settle(visit, settled(visit.given, now), form)
 
     def choose(self, number: int, request: gr.Request) -> tuple:
         """One of the examples, as a whole."""
