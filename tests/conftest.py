@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxlib.version
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Face networks that lie about must not decide what is tested: tests that want them ask for `face_networks`.
 os.environ["SVDP_WEIGHTS"] = str(Path(__file__).parent / "none")
@@ -11,8 +13,11 @@ cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-# Small programs that are compiled once and run a few times.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Small programs that are compiled once and run a few times. The older way to make code takes a quarter of the time; from
+# jaxlib 0.11 on there is none but the newer.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS += " --xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__ < (0, 11) else ""
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import jax
 import little_run

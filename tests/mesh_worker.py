@@ -8,11 +8,9 @@ the largest share of the training state that any device holds. And what `animate
 
 import os
 
-# The programs are small and run once: most of their time would go to optimizing them.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+from conftest import randomized, tiny_model  # first, for its flags of XLA
+
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 
 import dataclasses
 import json
@@ -21,7 +19,6 @@ from functools import partial
 
 import jax
 import numpy as np
-from conftest import randomized, tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs, parallel

@@ -255,7 +255,7 @@ def test_a_run_goes_on_with_fewer_devices(tmp_path):
     for count in (8, 4, 1):
         (tmp_path / str(count)).mkdir()
     env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
     }
     done = subprocess.run([sys.executable, "-c", WORKER, tmp_path], env=env, capture_output=True, text=True)
