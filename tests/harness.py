@@ -94,7 +94,7 @@ def marked(value: str) -> list[str]:
     return found
 
 
-def left(value: str, seconds: float = 5) -> list[str]:
+def left(value: str, seconds: float = 60) -> list[str]:
     """What of them is still alive after so many seconds."""
     deadline = time.monotonic() + seconds
     while marked(value) and time.monotonic() < deadline:

@@ -4,11 +4,12 @@
 
 FAULTS in the environment, a JSON object, makes its data fail: `bad` lists examples that
 cannot be read, `hang` is one whose reader never returns, `quit` one whose reader ends its
-thread, `die` one from which on nothing can be read, `slow` seconds that every example takes,
-`patience` seconds between two words about data that does not come.
+thread, `die` one from which on nothing can be read, `gate` one from which on all wait until a
+file is there and its path, `slow` seconds that every example takes, `patience` seconds between two words about data that does not come.
 """
 
 import json
+import math
 import os
 import threading
 import time
@@ -24,9 +25,12 @@ FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
 def noise(config: configs.Config, cache):
     d = config.data
+    first, gate = FAULTS.get("gate", (math.inf, ""))
 
     def example(index: int) -> dict:
         time.sleep(FAULTS.get("slow", 0))
+        while index >= first and not os.path.exists(gate):
+            time.sleep(0.01)
         if index in FAULTS.get("bad", []):
             raise OSError(f"clip {index} is broken")
         if index == FAULTS.get("hang"):

@@ -28,7 +28,7 @@ MATRICES = {
 
 def ffmpeg(*arguments) -> bytes:
     command = ["ffmpeg", "-y", "-v", "error", "-threads", "1", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, check=True, timeout=300).stdout
 
 
 def film(path, filters="format=yuv420p", options=("-c:v", "libx264", "-qp", "4"), source="testsrc2=s=96x64:r=10", count=3):

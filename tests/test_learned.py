@@ -162,7 +162,7 @@ def adapter(base, tmp_path_factory) -> Path:
 def test_a_run_that_is_killed_goes_on_bit_for_bit(adapter, base, tmp_path):
     work = tmp_path / "work"
     flags = (f"--config.start={base}", "--config.learn=adapter", "--config.frozen=int8")
-    run = Run(work, *flags, faults={"slow": 0.02}).until_step(5)
+    run = Run(work, *flags, faults={"gate": (8 * 10, "never")}).until_step(5)
     assert run.signal(signal.SIGKILL).end() == -signal.SIGKILL
     run = Run(work, *flags)
     assert run.end() == 0, run.said()

@@ -45,7 +45,7 @@ def test_a_segment_is_not_kept_waiting_for_the_next_one(animator):
 
     def camera():
         yield from cropped(pictures(4))
-        assert seen.wait(60), "the first segment was held back"
+        assert seen.wait(300), "the first segment was held back"
         yield from cropped(pictures(4, 1))
 
     stream = animator.stream(pictures(1)[0], camera(), source_crop="none", drop=False)
@@ -72,7 +72,7 @@ def test_who_falls_behind_leaves_out_what_waited_longest():
         all_read.set()
 
     arriving = Arriving(source(), 3, drop=True)
-    assert all_read.wait(60)
+    assert all_read.wait(300)
     while not arriving.ended:
         pass
     assert list(arriving) == [7, 8, 9] and arriving.dropped == 7 and list(arriving.taken) == [7, 8, 9]

@@ -139,7 +139,10 @@ def test_target_and_past_are_one_sequence_of_the_source_person(batch):
     assert jumps > 1.5 * steps[1], "the source is a moment of its own"
 
 
-def test_fit_recovers_the_motion(people):
+def test_fit_recovers_the_motion(people, monkeypatch):
+    # The one program here that runs for longer than it compiles.
+    quick = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    monkeypatch.setattr(fit, "refined", jax.jit(fit.refined, compiler_options=quick))
     one = jax.tree.map(lambda field: field[1], people)
     true = jax.jit(jax.vmap(lambda key: person.sample_motion(key, 1)))(jax.random.split(jax.random.key(5), 8))
     true = jax.tree.map(lambda field: field[:, 0], true)
