@@ -6,12 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from configs import toy_gpu
+from svdp_jax import config as configs
+from svdp_jax.errors import UserError
+from svdp_jax.weights import adapter, checkpoint, shipped
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tpu_scripts" / "accelerator.py"
 sys.path.insert(0, str(SCRIPT.parent))
 import accelerator
+import bench
 
 
 def measure(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -30,6 +37,10 @@ def rehearsal(tmp_path_factory) -> Path:
 def test_every_part_has_a_result(rehearsal):
     found = json.loads((rehearsal / "accelerator.json").read_text())
     assert list(found["parts"]) == list(accelerator.WORDS) and "cpu" in found["device"]
+    rows = {name: part["rows"] for name, part in found["parts"].items()}
+    assert [row["learns"] for row in rows["train"] + rows["adapter"]] == ["all", "adapter"]
+    told = [row["what"] for row in rows["sampler"]]
+    assert told[:2] == ["teacher, 28 steps of 4 branches", "student, 4 calls"] and "LivePortrait, 1 at once" in told
     assert all(part["rows"] and "failed" not in part for part in found["parts"].values())
     page = (rehearsal / "accelerator.md").read_text()
     assert all(f"## {words}" in page for words in accelerator.WORDS.values())
@@ -45,15 +56,27 @@ def test_a_device_is_compared_in_output_and_gradient(rehearsal):
 
 
 def test_what_was_trained_can_be_shipped(rehearsal):
-    from svdp_jax.weights import checkpoint
-
     config, _ = checkpoint.load_model(rehearsal / "toy_model")
-    assert config.data.size == 16
+    assert config.data.size == 16 and config.model.codec == configs.Codec("small")
+    _, *parts = adapter.abstract(configs.from_flags(toy_gpu.get_config()))
+    assert sum(2 * leaf.size for leaf in jax.tree.leaves(parts)) < shipped.LIMIT  # in half precision
+
+
+def test_tiles_that_all_fail_are_a_sentence(monkeypatch, capsys):
+    def splash(*qkv):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: of fast memory")
+
+    monkeypatch.setattr(bench.attention, "splash_attention", splash)
+    before = dict(bench.tiles.TILES)
+    with pytest.raises(UserError, match="no tile that is tried fits cpu at 5 tokens, heads of 32"):
+        bench.tune(configs.Config("x", configs.toy(), configs.Data(size=8, frames=4, past=1)), 1, ((8,), (8,), (8,), (8,)))
+    assert "of fast memory" in capsys.readouterr().err and bench.tiles.TILES == before
 
 
 def test_a_part_that_fails_or_is_late_costs_its_own_result_alone(tmp_path, monkeypatch):
     parts = (accelerator.Part("train", 0.1, ("16", "4")), accelerator.Part("attention", 60))
     monkeypatch.setattr(accelerator, "PARTS", parts)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # which the rehearsal changes
     monkeypatch.setattr(sys, "argv", ["accelerator.py", f"--output={tmp_path}", "--tiny", "--parts=train,attention"])
     with pytest.raises(SystemExit, match="1"):
         accelerator.main()

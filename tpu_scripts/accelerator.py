@@ -9,10 +9,12 @@ Parts that are alternatives (the train step at falling sizes) end with the first
     parity      the device against the CPU: video model, autoencoder, LivePortrait, attention kernels;
                 forward and gradient, float32 and bfloat16
     train       seconds, MFU and memory of the full SD3.5-M train step, planned and used
-    sampler     seconds a frame of the sampler, the autoencoder and LivePortrait; diffusers beside it
+    adapter     the same of configs/gpu_one.py: the base frozen, low-rank parts beside it
+    sampler     seconds a frame of the teacher and of its four-step student (configs/fast.py), of the
+                autoencoder and LivePortrait; diffusers beside them
     attention   kernels side by side at the video's length, forward and backward
     profile     a trace of two train steps, and what takes longest in them
-    toy         configs/toy_gpu.py for the time that is left, exported
+    toy         configs/toy_gpu.py for the time that is left, exported; some is kept for it
 
 --tiny takes toy sizes: a rehearsal of every part on any machine.
 """
@@ -20,21 +22,29 @@ Parts that are alternatives (the train step at falling sizes) end with the first
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-MEASURE = Path(__file__).with_name("accelerator_parts.py")
+# Processes that begin with all modules imported, which takes seconds, and nothing begun on the device.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["accelerator_parts"])
 SPARE = 5.0  # seconds kept back to write the page
+KEPT = 200.0  # seconds that the other parts leave to the toy: what it exports can be shipped
 
 
 # In a rehearsal it is compiling that takes long, not computing; and a TPU's profiler crashes where there is no TPU.
-REHEARSAL = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true", "JAX_PLATFORMS": "cpu"}
+FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+# The older emitters compile in two fifths of the time. Who does not know a flag ends at it, and the next may drop this one.
+FLAGS += ["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []
+REHEARSAL = {"XLA_FLAGS": " ".join(FLAGS), "JAX_PLATFORMS": "cpu"}
+CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 
 PATIENCE = 5  # with a rehearsal, on a machine that may do much else
 
@@ -53,6 +63,7 @@ PARTS = (
     Part("train", 110, ("16", "4")),
     Part("train", 80, ("8", "2")),
     Part("train", 60, ("4", "1")),
+    Part("adapter", 110),
     Part("sampler", 150),
     Part("attention", 70),
     Part("profile", 60),
@@ -61,7 +72,8 @@ PARTS = (
 WORDS = {
     "parity": "The device against the CPU",
     "train": "Train step of full SD3.5-M",
-    "sampler": "Sampler, autoencoder, LivePortrait",
+    "adapter": "Train step of an adapter, configs/gpu_one.py",
+    "sampler": "Teacher and student, autoencoder, LivePortrait",
     "attention": "Attention kernels",
     "profile": "What takes longest in a train step",
     "toy": "The toy world, trained",
@@ -79,10 +91,14 @@ def main() -> None:
     if unknown := set(wanted) - set(WORDS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(WORDS)}")
     options.output.mkdir(parents=True, exist_ok=True)
+    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | (REHEARSAL if options.tiny else {})
+    if options.tiny:  # several parts compile the same
+        os.environ |= CACHE | {"JAX_COMPILATION_CACHE_DIR": str(options.output.resolve() / "compiled")} | os.environ
     found = {"date": datetime.date.today().isoformat(), "tiny": options.tiny, "parts": {}}
     end = time.monotonic() + 60 * options.minutes - SPARE
     for part in chosen(wanted, found["parts"]):
-        left = end - time.monotonic()
+        left = end - time.monotonic() - KEPT * ("toy" in wanted and part.name != "toy")
         limit = min(part.limit * (PATIENCE if options.tiny else 1), left)
         result = measured(part, limit, options) if left > 0 else {"failed": "no time was left"}
         found["parts"][part.name] = result
@@ -103,25 +119,33 @@ def chosen(wanted: list[str], results: dict) -> Iterator[Part]:
 
 def measured(part: Part, limit: float, options) -> dict:
     """What the process of a part tells, or how it failed."""
-    result = options.output.resolve() / f"{part.name}.json"
+    result, log = (options.output.resolve() / f"{part.name}.{kind}" for kind in ("json", "log"))
     result.unlink(missing_ok=True)
-    command = [sys.executable, MEASURE, part.name, result, *part.arguments, f"--limit={limit:.0f}"]
-    command += ["--tiny"] if options.tiny else []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    environment |= REHEARSAL if options.tiny else {}
+    arguments = [part.name, str(result), *part.arguments, f"--limit={limit:.0f}", *["--tiny"] * options.tiny]
     begun, why = time.monotonic(), "no result"
-    try:
-        log = open(options.output / f"{part.name}.log", "w")  # noqa: SIM115
-        with log:
-            subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=limit, check=True)
-    except subprocess.TimeoutExpired:
+    process = PROCESSES.Process(target=run_part, args=(arguments, log))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
         why = f"stopped after {limit:.0f} s"
-    except subprocess.CalledProcessError as error:
-        why = f"ended with {error.returncode}: {last_line(options.output / f'{part.name}.log')}"
+    elif process.exitcode:
+        why = f"ended with {process.exitcode}: {last_line(log)}"
     # What was measured before the end counts: the file is written after every line.
     told = json.loads(result.read_text()) if result.exists() else {}
     complete = told.pop("complete", False)
     return told | {"seconds": round(time.monotonic() - begun, 1)} | ({} if complete else {"failed": why})
+
+
+def run_part(arguments: list[str], log: Path) -> None:
+    """A part's measurements, in this process, which has come about for them; what is printed goes into the log."""
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    import accelerator_parts
+
+    accelerator_parts.main(arguments)
 
 
 def last_line(log: Path) -> str:

@@ -1,10 +1,12 @@
-"""The measurements of `accelerator.py`, one a process: python accelerator_parts.py PART RESULT [...] [--tiny].
+"""The measurements of `accelerator.py`, one a process: PART RESULT [...] [--tiny].
 
-Each yields rows; RESULT, a JSON file, is written after every one of them.
+Each yields rows; RESULT, a JSON file, is written after every one of them. Importing this begins nothing on the device.
 """
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,18 +29,17 @@ import numpy as np
 from flax import nnx
 
 from svdp_jax import config as configs, parallel
+from svdp_jax.engines.liveportrait import SIDE, LivePortraitEngine
+from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.models import attention
 from svdp_jax.models.liveportrait import LivePortrait, LivePortraitConfig
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.models.vae import Autoencoder, AutoencoderConfig
 from svdp_jax.planning import aot
-from svdp_jax.planning.flops import tokens_per_frame
-from svdp_jax.training import step as training
 from svdp_jax.weights import shipped
 
 ROOT = Path(__file__).parents[1]
-# On a CPU there is but one precision of float32.
-PRECISIONS = (("float32", "highest"), ("float32", "default"), ("bfloat16", "default"))[jax.default_backend() == "cpu" :]
+PRECISIONS = (("float32", "default"), ("float32", "highest"), ("bfloat16", "default"))
 SLOW = 60.0  # seconds of a training that an export takes
 
 
@@ -50,7 +52,11 @@ class Sizes(NamedTuple):
     vae: AutoencoderConfig
     picture: int  # pixels, for the autoencoder
     liveportrait: LivePortraitConfig
-    clip: int  # frames of LivePortrait at once
+    face: int  # pixels, for LivePortrait
+    clip: int  # frames that it makes
+    at_once: tuple[int, ...]  # so many in a step
+    adapter: configs.Config
+    student: configs.Config
     tokens: int  # that attend at once in the video
     heads: tuple[tuple[int, int], ...]  # heads and their size
     toy: tuple[str, ...]  # flags of its training
@@ -64,17 +70,27 @@ def sizes(tiny: bool) -> Sizes:
         vae=AutoencoderConfig(),
         picture=512,
         liveportrait=LivePortraitConfig(),
-        clip=8,
+        face=256,
+        clip=64,
+        at_once=(4, 16),
+        adapter=on_one(named("gpu_one")),
+        student=on_one(named("fast")),
         tokens=20 * 1024,
         heads=((24, 64), (12, 128)),
         toy=(),
     )
     if not tiny:
         return full
-    backbone = dataclasses.replace(configs.toy().backbone, width=64, heads=2, dual=1, blocks=2)
+    backbone = dataclasses.replace(configs.toy().backbone, width=64, heads=2, dual=0, blocks=1)
+    model = dataclasses.replace(configs.toy(), backbone=backbone, video=configs.Video(heads=2))
+    data = configs.Data(source="records", size=16, frames=2, past=1, batch=1)
+    optimizer = dataclasses.replace(full.adapter.optimizer, accumulate=1)
+    cached = dataclasses.replace(model, told=True, video=dataclasses.replace(model.video, references="cached"))
     return Sizes(
-        model=dataclasses.replace(configs.toy(), backbone=backbone, video=configs.Video(heads=2)),
-        data=configs.Data(size=16, frames=2, past=1, batch=1),
+        model=model,
+        data=data,
+        adapter=dataclasses.replace(full.adapter, model=model, data=data, optimizer=optimizer),
+        student=dataclasses.replace(full.student, model=cached, data=data),
         parity=configs.Data(size=16, frames=1, past=1, batch=1),
         vae=AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=2),
         picture=16,
@@ -82,14 +98,26 @@ def sizes(tiny: bool) -> Sizes:
             channels=2, depth=2, appearance=(4, 4, 4), resblocks=1, motion=(4, 4, 4, 8), motion_blocks=(1, 1, 1, 1), compress=2,
             hourglass=(2, 4, 4), warped=4, generator=(8, 4, 4), middle=1, spade=4, shoulder=(8,), mouth=(8,), eye=(8,),
         ),
-        clip=1,
+        face=64,
+        clip=2,
+        at_once=(1,),
         tokens=160,
         heads=((2, 8), (1, 16)),
         toy=("--config.data.size=16", "--config.data.batch=4", "--config.data.frames=2", "--config.data.past=1",
-             "--config.model.backbone.blocks=2", "--config.model.backbone.dual=1", "--config.model.backbone.width=48",
+             "--config.model.backbone.blocks=1", "--config.model.backbone.dual=0", "--config.model.backbone.width=48",
              "--config.stages[0].steps=6", "--config.stages[1].steps=2", "--config.stages[2].steps=2",
              "--config.save_every=5", "--config.log_every=2", "--config.evaluate=0", "--config.watch_every=0"),
     )  # fmt: skip
+
+
+def named(name: str) -> configs.Config:
+    """That of the file in configs/."""
+    return configs.from_flags(importlib.import_module(f"configs.{name}").get_config())
+
+
+def on_one(config: configs.Config) -> configs.Config:
+    """The config on the devices that there are, which it need not have been made for."""
+    return dataclasses.replace(config, mesh=configs.Mesh(), topology="")
 
 
 def config_of(s: Sizes, frames: int | None = None, past: int | None = None) -> configs.Config:
@@ -102,9 +130,9 @@ def config_of(s: Sizes, frames: int | None = None, past: int | None = None) -> c
 # Parity
 
 
-def randomized(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State]:
-    """Its graph and state with noise on every parameter, so that no zero gate hides a mistake."""
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+def randomized(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and state of what is made, with noise on every parameter, so that no zero gate hides a mistake."""
+    graph, params, rest = nnx.split(nnx.jit(make)(), nnx.Param, ...)
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
     spread = lambda x: x + rng.standard_normal(x.shape, np.float32) * (0.02 if x.ndim > 1 else 0.2)
@@ -116,7 +144,7 @@ def network_cases(s: Sizes) -> Iterator[tuple[str, Callable, tuple]]:
     rng = np.random.default_rng(1)
     normal = lambda *shape: rng.standard_normal(shape, np.float32)
     model = dataclasses.replace(s.model, backbone=dataclasses.replace(s.model.backbone, blocks=2, dual=1))
-    graph, state = randomized(SVDP(model, nnx.Rngs(0)))
+    graph, state = randomized(lambda: SVDP(model, nnx.Rngs(0)))
     config = dataclasses.replace(config_of(s), model=model, data=s.parity)
     latents = {name: normal(*x.shape) for name, x in aot.abstract_latents(config, 1).items()}
     noise = latents.pop("noise")
@@ -126,13 +154,13 @@ def network_cases(s: Sizes) -> Iterator[tuple[str, Callable, tuple]]:
     yield "video model, 2 blocks", lambda w, x, c, t, p: merge(graph, w)(x, jnp.full(1, 0.5), t, p, **c), (
         state, noise, latents, text, pooled,
     )  # fmt: skip
-    coder, weights = randomized(Autoencoder(s.vae, nnx.Rngs(0)))
+    coder, weights = randomized(lambda: Autoencoder(s.vae, nnx.Rngs(0)))
     pictures = np.clip(normal(1, s.picture, s.picture, 3) / 2, -1, 1)
     codes = normal(1, s.picture // 8 or 2, s.picture // 8 or 2, s.vae.latent_channels)
     yield "autoencoder, encode", lambda w, x: merge(coder, w).encode(x), (weights, pictures)
     yield "autoencoder, decode", lambda w, z: merge(coder, w).decode(z), (weights, codes)
-    portrait, parts = randomized(LivePortrait(s.liveportrait, nnx.Rngs(0)))
-    faces = rng.random((1, 256, 256, 3), np.float32) if s.clip > 1 else rng.random((1, 64, 64, 3), np.float32)
+    portrait, parts = randomized(lambda: LivePortrait(s.liveportrait, nnx.Rngs(0)))
+    faces = rng.random((1, s.face, s.face, 3), np.float32)
     points = rng.random((2, 1, 21, 3), np.float32) - 0.5
 
     def reenacted(w, x, points):
@@ -166,7 +194,8 @@ def parity(s: Sizes, *_) -> Iterator[dict]:
 def against_cpu(name: str, function: Callable, reference: Callable, given: tuple) -> Iterator[dict]:
     """Differences of the outcome and of all gradients from those of a CPU in float32, in root mean squares."""
     expected = jax.device_get(with_gradient(reference, given, jax.devices("cpu")[0], "float32", "highest"))
-    for dtype, precision in PRECISIONS:
+    # On a CPU there is but one precision of float32, that of the reference.
+    for dtype, precision in PRECISIONS[jax.default_backend() == "cpu" :]:
         row = {"what": name, "dtype": dtype, "precision": precision}
         try:
             found = jax.device_get(with_gradient(function, given, jax.devices()[0], dtype, precision))
@@ -180,15 +209,18 @@ def against_cpu(name: str, function: Callable, reference: Callable, given: tuple
 def with_gradient(function: Callable, given: tuple, device, dtype: str, precision: str) -> tuple:
     """The output, and the gradient of a fixed weighted sum of it for all that is given."""
     cast = lambda x: jax.device_put(x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, device)
+    with jax.default_matmul_precision(precision), jax.default_device(device), jax.numpy_dtype_promotion("standard"):
+        gradients, out = gradient(function)(jax.tree.map(cast, given))
+    return out, [g for g in jax.tree.leaves(gradients) if jnp.issubdtype(g.dtype, jnp.floating)]
 
+
+@lru_cache(maxsize=2)  # the reference's, and that of a kernel beside it
+def gradient(function: Callable) -> Callable:
     def weighted(given):
         out = function(*given).astype(jnp.float32)
         return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)).sum(), out
 
-    with jax.default_matmul_precision(precision), jax.default_device(device), jax.numpy_dtype_promotion("standard"):
-        gradient = jax.jit(jax.grad(weighted, has_aux=True, allow_int=True))
-        gradients, out = gradient(jax.tree.map(cast, given))
-    return out, [g for g in jax.tree.leaves(gradients) if jnp.issubdtype(g.dtype, jnp.floating)]
+    return jax.jit(jax.grad(weighted, has_aux=True, allow_int=True))
 
 
 def relative(found, expected) -> float:
@@ -202,37 +234,37 @@ def relative(found, expected) -> float:
 
 
 def train(s: Sizes, frames: str, past: str, *_) -> Iterator[dict]:
-    config = config_of(s) if s.tokens < 1000 else config_of(s, int(frames), int(past))
-    mesh = parallel.make_mesh(config.mesh)
-    compiled, state = aot.compile_train(config, mesh)
-    planned = aot.memory(compiled, state)["peak"]
-    del compiled
+    yield trained(config_of(s) if s.tokens < 1000 else config_of(s, int(frames), int(past)), 3)
+
+
+def adapter(s: Sizes, *_) -> Iterator[dict]:
+    yield trained(s.adapter, 2)
+
+
+def trained(config: configs.Config, rounds: int) -> dict:
+    d, mesh = config.data, parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        row = bench.bench_train(config, mesh, 3)
-    tokens = (config.data.frames + config.data.past) * tokens_per_frame(config)
-    clip = f"{config.data.frames} + {config.data.past} at {config.data.size}"
-    yield {"clip": clip} | row | {"planned_gib": round(planned, 2), "tokens_per_second": round(tokens / row["seconds"])}
+        row = bench.bench_train(config, mesh, rounds)
+    return {"clips": f"{d.batch} of {d.frames} + {d.past} at {d.size}", "learns": config.learn} | row
 
 
 def sampler(s: Sizes, *_) -> Iterator[dict]:
+    """The teacher by one of its steps, of which it takes `steps`; the student by all of its own."""
     config = dataclasses.replace(config_of(s), sampling=configs.Sampling(steps=1))
-    mesh, steps, f = parallel.make_mesh(config.mesh), configs.Sampling().steps, config.data.frames
+    mesh, steps, calls = parallel.make_mesh(config.mesh), configs.Sampling().steps, s.student.sampling.steps
+    runs = {f"teacher, {steps} steps of 4 branches": (config, steps), f"student, {calls} calls": (s.student, 1)}
     with jax.set_mesh(mesh):
-        for what, calls in (("forward", 1), ("sample", 4)):
-            row = bench.bench_video(config, mesh, 3, what)
-            frame = row["seconds"] / f * (4 * steps if what == "forward" else steps)
-            yield row | {"network_calls": calls, f"seconds_a_frame, {steps} steps of 4": round(frame, 4)}
+        for name, (one, times) in runs.items():
+            row = bench.bench_video(one, mesh, 3, "sample")
+            yield row | {"what": name, "seconds_a_frame": round(times * row["seconds"] / one.data.frames, 4)}
     yield from codec_speed(s)
-    yield portrait_speed(s)
-    yield from bench.bench_image(config, 3, "diffusers" if installed("diffusers") else None)
-
-
-def installed(name: str) -> bool:
-    return subprocess.run([sys.executable, "-c", f"import {name}, torch"], capture_output=True).returncode == 0
+    yield from portrait_speed(s)
+    beside = all(map(importlib.util.find_spec, ("diffusers", "torch")))
+    yield from bench.bench_image(config, 3, "diffusers" if beside else None)
 
 
 def codec_speed(s: Sizes) -> Iterator[dict]:
-    graph, state = nnx.split(Autoencoder(s.vae, nnx.Rngs(0)))
+    graph, state = nnx.split(nnx.jit(lambda: Autoencoder(s.vae, nnx.Rngs(0)))())
     state = jax.tree.map(lambda w: w.astype(jnp.bfloat16), state)
     small = max(2, s.picture // 8)
     shapes = {"encode": (1, s.picture, s.picture, 3), "decode": (1, small, small, s.vae.latent_channels)}
@@ -243,23 +275,16 @@ def codec_speed(s: Sizes) -> Iterator[dict]:
         yield {"what": f"autoencoder, {name}", "seconds": seconds, "frames_per_second": round(1 / seconds, 1)}
 
 
-def portrait_speed(s: Sizes) -> dict:
-    graph, state = nnx.split(LivePortrait(s.liveportrait, nnx.Rngs(0)))
-    state = jax.tree.map(lambda w: w.astype(jnp.bfloat16), state)
-    side = 256 if s.clip > 1 else 64
-
-    @jax.jit
-    def reenacted(state, source, frames):
-        network = nnx.merge(graph, state)
-        volume = jnp.repeat(network.appearance(source), len(frames), 0)
-        now = network.motion(frames).canonical
-        return network.render(volume, now, now)[0]
-
-    source, frames = jnp.ones((1, side, side, 3), jnp.bfloat16), jnp.ones((s.clip, side, side, 3), jnp.bfloat16)
-    run = {"LivePortrait": lambda: jax.block_until_ready(reenacted(state, source, frames))}
-    with jax.numpy_dtype_promotion("standard"):
-        seconds = bench.medians(run, 5)["LivePortrait"] / s.clip
-    return {"what": "LivePortrait", "seconds": seconds, "frames_per_second": round(1 / seconds, 1)}
+def portrait_speed(s: Sizes) -> Iterator[dict]:
+    """The engine as a user has it: from a driver's crops to pictures on the host."""
+    network = nnx.jit(lambda: LivePortrait(s.liveportrait, nnx.Rngs(0)))()
+    crop = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    face = DrivingFrame(crop, crop)
+    for count in s.at_once:
+        engine, what = LivePortraitEngine(network, at_once=count), f"LivePortrait, {count} at once"
+        seconds = bench.medians({what: lambda engine=engine: list(engine.play(face, [face] * s.clip))}, 3)[what] / s.clip
+        dtype = jax.tree.leaves(engine.state["generator"])[0].dtype.name
+        yield {"what": what, "dtype": dtype, "seconds": seconds, "frames_per_second": round(1 / seconds, 1)}
 
 
 def attention_speed(s: Sizes, *_) -> Iterator[dict]:
@@ -291,18 +316,13 @@ def profile(s: Sizes, *_) -> Iterator[dict]:
     config = config_of(s) if s.tokens < 1000 else config_of(s, 4, 1)
     mesh, folder = parallel.make_mesh(config.mesh), Path(RESULT).with_name("trace")
     with jax.set_mesh(mesh):
-        graph, make = training.state_maker(config, mesh)
-        codec_graph, codec = nnx.split(bench.checkpoint.CODECS[config.model.codec.kind](config.model.codec))
-        frozen = training.Frozen(codec, bench.random(aot.abstract(aot.prompt_shapes(config), mesh)))
-        update, batch = training.make_update(config, graph, codec_graph), bench.random(aot.abstract_batch(config, mesh))
-        state, metrics = update(make(jax.random.key(0)), frozen, batch)
-        jax.block_until_ready(metrics)
+        run, _ = bench.train_step(config, mesh)
+        run()
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # the device's operations are what is asked for
         with jax.profiler.trace(str(folder), profiler_options=options):
-            for _ in range(2):
-                state, metrics = update(state, frozen, batch)
-            jax.block_until_ready(metrics)
+            run()
+            run()
     times = operations(folder)
     total = sum(times.values())
     for name, nanoseconds in times.most_common(5):
@@ -358,12 +378,12 @@ def toy(s: Sizes, *rest: str) -> Iterator[dict]:
 
 
 MEASUREMENTS = {
-    "parity": parity, "train": train, "sampler": sampler, "attention": attention_speed, "profile": profile, "toy": toy,
+    "parity": parity, "train": train, "adapter": adapter, "sampler": sampler, "attention": attention_speed, "profile": profile, "toy": toy,
 }  # fmt: skip
 LIMIT, RESULT = 0.0, ""
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     global LIMIT, RESULT
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=MEASUREMENTS)
@@ -371,7 +391,7 @@ def main() -> None:
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--limit", type=float, default=600.0)
     parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     LIMIT, RESULT = options.limit, options.result
     device = jax.devices()[0]
     versions = {"jax": jax.__version__, "numpy": np.__version__}
@@ -388,7 +408,3 @@ def save(told: dict) -> None:
     partial = RESULT.with_name(f".{RESULT.name}")
     partial.write_text(json.dumps(told))
     partial.replace(RESULT)
-
-
-if __name__ == "__main__":
-    main()

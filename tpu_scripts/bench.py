@@ -17,6 +17,7 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -31,10 +32,9 @@ from svdp_jax.files import write_whole
 from svdp_jax.models import attention, tiles
 from svdp_jax.models.mmdit import MMDiT
 from svdp_jax.planning import aot
-from svdp_jax.planning.chips import PEAKS
+from svdp_jax.planning.chips import PEAKS, step_work
 from svdp_jax.planning.flops import block_flops, forward_flops, segment_flops, tokens_per_frame
 from svdp_jax.training import step as training
-from svdp_jax.weights import checkpoint
 
 
 def medians(runs: dict, rounds: int) -> dict[str, float]:
@@ -78,21 +78,26 @@ def random(shapes, seed: int = 0):
     return jax.tree.map(draw, shapes)
 
 
-def bench_train(config, mesh, rounds: int) -> dict:
-    graph, make = training.state_maker(config, mesh)
-    codec_graph, codec = nnx.split(checkpoint.CODECS[config.model.codec.kind](config.model.codec))
-    graph_of, teacher = aot.abstract_teacher(config, mesh) or (None, None)
-    prompt = random(aot.abstract(aot.prompt_shapes(config), mesh))
-    frozen = training.Frozen(codec, prompt, (graph_of, random(teacher)) if teacher else None)
-    update, batch = training.make_update(config, graph, codec_graph), random(aot.abstract_batch(config, mesh))
+def train_step(config, mesh) -> tuple[Callable[[], None], float]:
+    """What runs the train step once, on random data, and the GiB of a device that the compiler plans for it."""
+    compiled, state = aot.compile_train(config, mesh)
+    frozen, batch = random(aot.abstract_frozen(config, mesh)), random(aot.abstract_batch(config, mesh))
+    _, make = training.state_maker(config, mesh)
     held = [make(jax.random.key(0))]  # donated, so replaced
 
     def run():
-        held[0], metrics = update(held[0], frozen, batch)
+        held[0], metrics = compiled(held[0], frozen, batch)
         jax.block_until_ready(metrics)
 
+    return run, aot.memory(compiled, state)["peak"]
+
+
+def bench_train(config, mesh, rounds: int) -> dict:
+    run, planned = train_step(config, mesh)
     seconds = medians({"train": run}, rounds)["train"]
-    return line("train", config, seconds, 3 * config.data.batch * sum(forward_flops(config).values()))
+    work = step_work(config, jax.devices())
+    row = line("train", config, seconds, work.tflop * 1e12) | {"planned_gib": round(planned, 2)}
+    return row | {"tokens_per_second": round(work.tokens / seconds)}
 
 
 def bench_video(config, mesh, rounds: int, what: str) -> dict:
@@ -172,7 +177,7 @@ def tune(config, rounds: int, tried=TRIED) -> dict[tuple[str, int], tiles.Tiles]
     qkv = [jnp.ones((1, length, heads, size), jnp.bfloat16)] * 3
     runs, before = {}, dict(tiles.TILES)
     for each in map(tiles.Tiles._make, itertools.product(*tried)):
-        tiles.TILES[kind, size] = each
+        tiles.TILES[kind, size] = each  # what is compiled next takes it from there
         attend = jax.jit(jax.grad(lambda *qkv: attention.splash_attention(*qkv).astype(jnp.float32).sum(), (0, 1, 2)))
         try:
             compiled = attend.lower(*qkv).compile()
@@ -181,6 +186,11 @@ def tune(config, rounds: int, tried=TRIED) -> dict[tuple[str, int], tiles.Tiles]
             continue
         runs[each] = lambda compiled=compiled: jax.block_until_ready(compiled(*qkv))
     tiles.TILES.clear()
+    tiles.TILES.update(before)
+    if not runs:
+        raise UserError(
+            f"no tile that is tried fits {kind} at {length} tokens, heads of {size}; the compiler's words are above."
+        )
     seconds = medians(runs, rounds)
     for each in sorted(seconds, key=seconds.get):
         print(json.dumps({"what": "tiles", "device": kind, "head": size, **each._asdict(), "seconds": round(seconds[each], 5)}))

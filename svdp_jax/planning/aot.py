@@ -12,6 +12,7 @@ from flax import nnx
 from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import guidance, sampler
 from svdp_jax.errors import UserError
+from svdp_jax.models import learned
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.planning.flops import text_tokens
 from svdp_jax.training import own_past, step
@@ -76,12 +77,21 @@ def abstract_batch(config: configs.Config, mesh) -> dict:
 def compile_train(config: configs.Config, mesh):
     """The compiled train step, and its abstract state."""
     graph, state = step.abstract_state(config, mesh)
-    codec = nnx.eval_shape(lambda: CODECS[config.model.codec.kind](config.model.codec))
-    codec_graph, codec = nnx.split(codec)
-    frozen = abstract(step.Frozen(codec, prompt_shapes(config)), mesh)._replace(teacher=abstract_teacher(config, mesh))
-    update = step.make_update(config, graph, codec_graph)
+    update = step.make_update(config, graph, abstract_codec(config)[0])
     with jax.set_mesh(mesh):
-        return update.lower(state, frozen, abstract_batch(config, mesh)).compile(), state
+        return update.lower(state, abstract_frozen(config, mesh), abstract_batch(config, mesh)).compile(), state
+
+
+def abstract_codec(config: configs.Config) -> tuple[nnx.GraphDef, nnx.State]:
+    """As a training holds it: in the dtype in which it computes."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: CODECS[config.model.codec.kind](config.model.codec)))
+    return graph, jax.eval_shape(lambda: learned.cast(state, config.dtype))
+
+
+def abstract_frozen(config: configs.Config, mesh) -> step.Frozen:
+    """What a training reads and never changes, as shapes."""
+    frozen = abstract(step.Frozen(abstract_codec(config)[1], prompt_shapes(config)), mesh)
+    return frozen._replace(teacher=abstract_teacher(config, mesh))
 
 
 def abstract_teacher(config: configs.Config, mesh) -> tuple | None:
