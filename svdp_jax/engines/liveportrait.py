@@ -18,6 +18,7 @@ from flax import nnx
 
 from svdp_jax import config as configs, parallel
 from svdp_jax.engines import template
+from svdp_jax.engines.arriving import Arriving, overlapped
 from svdp_jax.engines.engine import Step
 from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments
@@ -151,10 +152,16 @@ class LivePortraitEngine:
         Memory is that of two batches, however long the driver is.
         """
         known = know(self.graph, self.state, ready([source.crop]))
-        return known, self.batches(known, source.opening, self.read(driving), transfer, again)
+        batches = self.batches(known, source.opening, self.read(driving), transfer, again)
+        # The devices work on a batch while the caller is busy with the one before; a camera's frames are not kept waiting.
+        there = lambda: not isinstance(driving, Arriving) or driving.ready(self.count)
+        return known, (trimmed(*made) for made in overlapped(batches, there))
 
-    def batches(self, known: Known, opening, driven: Iterator[Driven], transfer: configs.Transfer, again) -> Iterator[Made]:
-        kind, waiting, start = (transfer.motion, transfer.animation_region, transfer.stitching), None, None
+    def batches(
+        self, known: Known, opening, driven: Iterator[Driven], transfer: configs.Transfer, again
+    ) -> Iterator[tuple[Made, int]]:
+        """On the devices, perhaps not yet computed, and how many frames of each are no padding."""
+        kind, start = (transfer.motion, transfer.animation_region, transfer.stitching), None
         if transfer.first_frame and transfer.motion == "relative":
             if again is None:
                 raise UserError("first_frame must be 0 of a driver that comes only once.")
@@ -164,13 +171,7 @@ class LivePortraitEngine:
             start = jax.tree.map(lambda x: x[:1], batch.motion) if start is None else start
             wanted = openings(transfer, opening, batch)
             asked = steer(self.graph, self.state, known, start, batch.motion, wanted, multiplier, kind)
-            # The devices work on this batch while the caller is busy with the one before.
-            step = draw(self.graph, self.state, known, asked, batch.motion.canonical), batch.count
-            if waiting:
-                yield trimmed(*waiting)
-            waiting = step
-        if waiting:
-            yield trimmed(*waiting)
+            yield draw(self.graph, self.state, known, asked, batch.motion.canonical), batch.count
 
     def read(self, driving: Iterable[DrivingFrame]) -> Iterator[Driven]:
         """What the driver does, always so many frames of it."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from flax import nnx
 
 from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance, sampler
-from svdp_jax.engines.arriving import Arriving
+from svdp_jax.engines.arriving import Arriving, overlapped
 from svdp_jax.engines.engine import Step
 from svdp_jax.errors import UserError
 from svdp_jax.faces import arguments
@@ -141,18 +140,9 @@ class SVDPEngine:
             raise UserError(f"segment must be {p} frames, as many as are looked back at, or more, and divide over the devices.")
         chunks = iter(lambda: list(itertools.islice(frames, f)), [])
         sampling = sampling or self.config.sampling
-        under_way = deque()
-        for made in self.segments(source, chunks, f, seed, sampling, watch, None if past is None else self.encode(past)):
-            if isinstance(made, Step):
-                yield made
-                continue
-            under_way.append(made)
-            if len(under_way) > 1 or not (ready and ready(f)):
-                yield from taken(*under_way.popleft())
-            if under_way and not (ready and ready(f)):
-                yield from taken(*under_way.popleft())
-        for made in under_way:
-            yield from taken(*made)
+        segments = self.segments(source, chunks, f, seed, sampling, watch, None if past is None else self.encode(past))
+        for made in overlapped(segments, lambda: ready is not None and ready(f)):
+            yield from (made,) if isinstance(made, Step) else taken(*made)
 
     def segments(self, source, chunks: Iterable[list], f: int, seed: int, sampling, watch: bool, past) -> Iterator[Any]:
         """Pictures (b f y x 3) on the device, perhaps not yet computed, and how many of them are asked for, by segment;

@@ -1,6 +1,5 @@
 """A visitor's camera: frames of a driver who is there now, and those made of them as they come."""
 
-import queue
 import threading
 import time
 from collections import deque
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from svdp_jax.animator import Animator, Live
+from svdp_jax.engines.arriving import Held
 from svdp_jax.errors import UserError
 
 HELD = 2  # frames of the camera that wait to be looked at
@@ -21,7 +21,7 @@ class Show:
 
     def __init__(self, animator: Animator, source: str, **options):
         """options: of `Animator.stream`."""
-        self.source, self.coming = source, queue.Queue(HELD)
+        self.source, self.coming = source, Held(HELD)
         self.newest: Live | None = None
         self.error: Exception | None = None
         self.times: deque[float] = deque()
@@ -41,22 +41,12 @@ class Show:
             self.ended.set()
 
     def frames(self) -> Iterator[np.ndarray]:
-        while not self.ended.is_set():
-            try:
-                yield self.coming.get(timeout=SILENCE)
-            except queue.Empty:
-                return
+        while not self.ended.is_set() and (image := self.coming.get(SILENCE)) is not None:
+            yield image
 
     def give(self, image: np.ndarray) -> None:
         """A frame of the camera; the oldest of those that wait makes room for it."""
-        while True:
-            try:
-                return self.coming.put_nowait(image)
-            except queue.Full:
-                try:
-                    self.coming.get_nowait()
-                except queue.Empty:
-                    pass
+        self.coming.put(image)
 
     def told(self) -> str:
         """Rate, delay and frames left out, in words. Raises what went wrong."""
