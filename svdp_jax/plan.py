@@ -38,10 +38,12 @@ from svdp_jax.diffusion import guidance
 from svdp_jax.errors import UserError, say_errors
 from svdp_jax.models.attention import LANES
 from svdp_jax.planning import aot
-from svdp_jax.planning.chips import CHIPS, PASSES, Chip, seconds
+from svdp_jax.planning.chips import CHIPS, PASSES, Chip, seconds, step_work
 from svdp_jax.planning.flops import (
+    encoding_flops,
     forward_flops,
     segment_flops,
+    shapes_of,
     spared_flops,
     target_flops,
     text_tokens,
@@ -59,21 +61,45 @@ def plan(config: configs.Config, topology: str, price: float = 0.0, what: Iterab
     """
     chip, devices = slice_of(topology)
     mesh = parallel.make_mesh(config.mesh, devices)
-    flops = forward_flops(config)
+    largest, last = next(iter(by_shape(config).values())), configs.by_stage(config)[-1]
+    flops = forward_flops(largest)
     found: dict[str, Any] = {
         "config": config.name, "topology": topology, "chips": len(devices), "mesh": dict(mesh.shape),
         "hbm": chip.memory, "tflop_forward": {part: value / 1e12 for part, value in flops.items()},
     }  # fmt: skip
     for name in what:
-        run = {"train": plan_train, "sample": plan_sample}[name]
         say(f"Compiling the {name} step for {len(devices)} chips, some minutes ...")
-        found[name] = attempt(run, config, chip, mesh)
+        # What comes out of a training has the shapes of its last stage.
+        found[name] = plan_stages(config, chip, mesh) if name == "train" else attempt(plan_sample, last, chip, mesh)
         say(f"... took {found[name]['compile_seconds']:.0f} s.")
         if price and found[name]["fits"]:
             found[name]["cost"] = cost(found[name], len(devices) * price / 3600, price / 3600)
     if not found.get("train", {"fits": True})["fits"]:
-        found["train"]["advice"] = advice(config, mesh, found["train"]["used"])
+        found["train"]["advice"] = advice(largest, mesh, found["train"]["used"])
     return found
+
+
+def by_shape(config: configs.Config) -> dict[str, configs.Config]:
+    """The config as its stages have it, one of all whose steps have the same shapes, by which stages these are; that with
+    most tokens in a step first."""
+    alike: dict[configs.Data, list[int]] = {}
+    every = configs.by_stage(config)
+    for number, staged in enumerate(every):
+        alike.setdefault(shapes_of(staged.data), []).append(number)
+    tokens = lambda numbers: step_work(every[numbers[0]], []).tokens
+    numbered = lambda numbers: " and ".join(f"stages[{number}]" for number in numbers)
+    return {numbered(numbers): every[numbers[0]] for numbers in sorted(alike.values(), key=tokens, reverse=True)}
+
+
+def plan_stages(config: configs.Config, chip: Chip, mesh) -> dict:
+    """The train step that needs most memory; where stages have shapes of their own, also a few words on each, in `stages`."""
+    found = {name: attempt(plan_train, staged, chip, mesh) for name, staged in by_shape(config).items()}
+    largest = max(found.values(), key=lambda step: (not step["fits"], step["used"] or 0))
+    if len(found) == 1:
+        return largest
+    kept = ("fits", "used", "step_seconds", "mfu")
+    stages = {name: {key: step[key] for key in kept if key in step} for name, step in found.items()}
+    return largest | {"stages": stages, "compile_seconds": sum(step["compile_seconds"] for step in found.values())}
 
 
 def slice_of(topology: str) -> tuple[Chip, list]:
@@ -114,14 +140,8 @@ def plan_train(config: configs.Config, chip: Chip, mesh) -> dict:
     useful = train_flops(config) * config.data.batch / mesh.size / 1e12
     return {
         "memory": aot.memory(compiled, state), "collectives": talk, "seconds": times,
-        "step_seconds": step, "mfu": useful / step / chip.peak, "not_in_it": left_out(config),
+        "step_seconds": step, "mfu": useful / step / chip.peak,
     }  # fmt: skip
-
-
-def left_out(config: configs.Config) -> str:
-    """What the expected train step says nothing about."""
-    encodes = config.data.source != "records" and config.model.codec.kind != "pixels"
-    return "the autoencoder, which encodes every batch: records hold its latents" if encodes else ""
 
 
 def train_seconds(config: configs.Config, chip: Chip, mesh, bytes_sent: float) -> dict[str, float]:
@@ -129,6 +149,8 @@ def train_seconds(config: configs.Config, chip: Chip, mesh, bytes_sent: float) -
     times = seconds(config, chip, forward_flops(config), clips, mesh.size, bytes_sent, passes, spared_flops(config))
     if config.teacher:
         times["targets"] = sum(seconds(config, chip, target_flops(config), clips, mesh.size, 0).values())
+    if encoding := encoding_flops(config):
+        times["encoding"] = encoding * clips / mesh.size / 1e12 / (chip.peak * chip.matmul)
     return times
 
 
@@ -251,8 +273,7 @@ def step_rows(step: dict) -> list[str]:
     rows.append(
         "| it rests on | published rates (planning/chips.py): matmuls at whole models' MFU, attention at its kernel's |"
     )
-    if step.get("not_in_it"):
-        rows.append(f"| not in it | {step['not_in_it']} |")
+    rows += [f"| {name} | {stage_words(stage)} |" for name, stage in step.get("stages", {}).items()]
     rows.append(f"| compiled in | {step['compile_seconds']:.0f} s |")
     if "frames_per_second" in step:
         bound = "reading the weights" if step["reading_seconds"] > sum(step["seconds"].values()) else "computing"
@@ -266,6 +287,13 @@ def step_rows(step: dict) -> list[str]:
         ]
     rows += [f"| {what}: cost | {value:.2f} |" for what, value in step.get("cost", {}).items()]
     return rows + tips
+
+
+def stage_words(step: dict) -> str:
+    used = f"{step['used']:.1f} GiB" if step["used"] else "more than there is"
+    return f"{used}{'' if step['fits'] else ', does not fit'}" + (
+        f", {step['step_seconds']:.3f} s a step, MFU {100 * step['mfu']:.0f} %" if "mfu" in step else ""
+    )
 
 
 def candidates(config: configs.Config, chip: Chip, devices: list) -> list[tuple]:
@@ -296,9 +324,10 @@ def candidates(config: configs.Config, chip: Chip, devices: list) -> list[tuple]
 
 
 def search(config: configs.Config, topology: str) -> list[dict]:
-    """Compiles the train step of every candidate, fastest first, until one fits: that is the best."""
+    """Compiles the train step of every candidate, of the stage with most tokens, fastest first, until one fits: that is the
+    best."""
     chip, devices = slice_of(topology)
-    tried, found = candidates(config, chip, devices), []
+    tried, found = candidates(next(iter(by_shape(config).values())), chip, devices), []
     for index, (expected, candidate, mesh) in enumerate(tried, 1):
         words = " ".join(
             (

@@ -10,6 +10,7 @@ from svdp_jax import config as configs, parallel, plan
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
 from svdp_jax.planning import aot, chips, flops, hlo
+from svdp_jax.weights import checkpoint
 
 
 def full() -> configs.Config:
@@ -183,6 +184,48 @@ def test_the_price_of_a_chip_becomes_that_of_steps_and_minutes(monkeypatch):
     assert found["sample"]["cost"] == {"a minute of video (25 fps)": pytest.approx(60 * 25 * 0.5 * 0.001)}
     assert "| 1 000 steps: cost | 32.00 |" in plan.table(found)
     assert "cost" not in plan.table(plan.plan(full(), "v4:2x2x4"))
+
+
+def test_stages_of_other_shapes_are_planned_each(monkeypatch):
+    """The largest is the plan, in memory, whichever comes first; a sampler has the shapes of the last."""
+    changes = ({"frames": 4}, {"frames": 32, "path": "elsewhere"}, {"frames": 4, "path": "elsewhere"}, {"batch": 8})
+    stages = tuple(configs.Stage(data=configs.Changes(**change)) for change in changes)
+    step = {"collectives": {}, "seconds": {}, "step_seconds": 2.0, "mfu": 0.5}
+    taken = lambda config, *_: step | {"memory": {"peak": float(config.data.frames * config.data.batch) / 8}}
+    monkeypatch.setattr(plan, "plan_train", taken)
+    monkeypatch.setattr(plan, "plan_sample", taken)
+    monkeypatch.setattr(aot, "slice_devices", lambda topology: jax.devices()[:1] * 16)
+    monkeypatch.setattr(parallel, "make_mesh", lambda config, devices, mesh=mesh_of(1): mesh)
+    found = plan.plan(dataclasses.replace(full(), stages=stages), "v4:2x2x4")
+    assert found["train"]["used"] == 64 and not found["train"]["fits"] and found["train"]["advice"]
+    assert {name: stage["used"] for name, stage in found["train"]["stages"].items()} == {
+        "stages[1]": 64, "stages[3]": 16, "stages[0] and stages[2]": 8,
+    }  # fmt: skip
+    assert found["sample"]["used"] == 16
+    assert sum(found["tflop_forward"].values()) > 2 * sum(flops.forward_flops(full()).values()) / 1e12
+    table = plan.table(found)
+    assert "| stages[1] | 64.0 GiB, does not fit, 2.000 s a step, MFU 50 % |" in table
+    assert "stages" not in plan.plan(full(), "v4:2x2x4")["train"]
+
+
+def test_a_step_that_encodes_what_it_reads_takes_as_much_longer():
+    """The published encoder of 512x512 is 1.1 TFLOP, of 37 frames beside a train step of 3 x 192."""
+    videos = dataclasses.replace(full(), data=dataclasses.replace(full().data, source="videos"))
+    chip = chips.CHIPS["v4"]
+    records, encoded = (plan.train_seconds(config, chip, mesh_of(1), 0) for config in (full(), videos))
+    work = flops.encoding_flops(videos)
+    assert encoded == records | {"encoding": pytest.approx(16 * work / 1e12 / (275 * 0.589))}
+    assert work / flops.train_flops(videos) == pytest.approx(0.07, abs=0.01)
+    assert not flops.encoding_flops(full())
+
+
+def test_a_codec_is_counted_as_a_training_holds_it():
+    codec = configs.Codec("small")
+    config = configs.Config("x", configs.miniature(), configs.Data(size=128), dtype="bfloat16")
+    held = checkpoint.named(nnx.state(checkpoint.load_codec(codec, config.dtype)))
+    planned = checkpoint.named(aot.abstract_frozen(config, mesh_of(1)).codec)
+    told = lambda arrays: {name: (x.shape, x.dtype) for name, x in arrays.items()}
+    assert told(planned) == told(held) and {x.dtype.name for x in planned.values()} == {"bfloat16"}
 
 
 def mesh_of(count: int):

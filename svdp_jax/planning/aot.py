@@ -85,7 +85,7 @@ def compile_train(config: configs.Config, mesh):
 def abstract_codec(config: configs.Config) -> tuple[nnx.GraphDef, nnx.State]:
     """As a training holds it: in the dtype in which it computes."""
     graph, state = nnx.split(nnx.eval_shape(lambda: CODECS[config.model.codec.kind](config.model.codec)))
-    return graph, jax.eval_shape(lambda: learned.cast(state, config.dtype))
+    return graph, jax.eval_shape(lambda state: learned.cast(state, config.dtype), state)
 
 
 def abstract_frozen(config: configs.Config, mesh) -> step.Frozen:

@@ -6,16 +6,19 @@ The compiler's count knows nothing of what attention kernels do.
 import dataclasses
 import re
 from collections import Counter, defaultdict
+from functools import lru_cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from svdp_jax import config as configs
 from svdp_jax.diffusion import guidance
 from svdp_jax.models import learned
 from svdp_jax.values import learn
 from svdp_jax.weights import adapter
-from svdp_jax.weights.checkpoint import named
+from svdp_jax.weights.checkpoint import CODECS, named
 from svdp_jax.weights.prompts import TEXTS
 
 ALL = 3  # of the levels of `diffusion.guidance`: with every condition
@@ -82,14 +85,40 @@ def segment_flops(config: configs.Config) -> dict[str, float]:
     return dict(total)
 
 
+@lru_cache(maxsize=8)
+def encoder_flops(codec: configs.Codec, size: int) -> float:
+    """Of encoding a picture, as the compiler counts them: convolutions are nearly all."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: CODECS[codec.kind](codec)))
+    picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    encode = jax.jit(lambda state, x: nnx.merge(graph, state).encode(x))
+    costs = encode.lower(state, picture).cost_analysis()
+    assert costs
+    return costs["flops"]
+
+
+def encoding_flops(config: configs.Config) -> float:
+    """Of one clip of a training that encodes what it reads: source, past, target and driver. Records hold latents."""
+    d, codec = config.data, config.model.codec
+    if d.source == "records" or codec.kind == "pixels":
+        return 0.0
+    return (1 + d.past + 2 * d.frames) * encoder_flops(codec, d.size)
+
+
+def shapes_of(data: configs.Data) -> configs.Data:
+    """What of it a step is compiled for."""
+    return dataclasses.replace(data, path="")
+
+
 def target_flops(config: configs.Config) -> dict[str, float]:
-    """Of a training step's work on one clip before its forward and backward pass, in the mean over steps: a student's own
-    calls to where it begins, and its teacher's steps from there."""
-    total, steps = Counter(), sum(stage.steps for stage in config.stages)
+    """Of a training step's work on one clip before its forward and backward pass, in the mean over the steps of stages that
+    have the config's data: a student's own calls to where it begins, and its teacher's steps from there."""
+    pairs = zip(config.stages, configs.by_stage(config))
+    stages = [stage for stage, staged in pairs if shapes_of(staged.data) == shapes_of(config.data)]
+    total, steps = Counter(), sum(stage.steps for stage in stages)
     video = dataclasses.replace(config.model.video, references="joint")
     teacher = dataclasses.replace(config, model=dataclasses.replace(config.model, video=video, told=False))
     branches = len(guidance.drawn(jax.random.key(0), config.teaching, 1)[1])
-    for stage in config.stages:
+    for stage in stages:
         for calls in stage.calls if stage.kind == "path" else ():
             for times, one in ((stage.path / calls * branches, teacher), (calls - 1, config)):
                 share = times * stage.steps / steps / len(stage.calls)
