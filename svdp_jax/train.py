@@ -237,5 +237,5 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     speak()
-    with stop.at_once():
+    with stop.ends_the_process():
         say_errors("train", lambda: main(sys.argv))

@@ -13,7 +13,7 @@ from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import flow, guidance, sampler
 from svdp_jax.errors import UserError
 from svdp_jax.models.svdp import SVDP
-from svdp_jax.training import distill, start, step as training
+from svdp_jax.training import distill, preflight, start, step as training
 from svdp_jax.weights import adapter, checkpoint
 
 TINY = tiny_model()
@@ -70,6 +70,17 @@ def test_a_teacher_is_read_in_the_dtype_of_the_training_and_may_be_an_adapter(fo
     assert found.keys() == expected.keys()
     for name, leaf in found.items():
         np.testing.assert_array_equal(leaf, expected[name].astype(leaf.dtype))
+
+
+def test_a_teacher_must_hold_the_whole_network(folder, tmp_path):
+    """A training could start with an image model and fresh attention through time; nobody can learn from that."""
+    faults = lambda teacher: list(preflight.weights(dataclasses.replace(STUDENT, teacher=str(teacher))))
+    assert faults(folder) == []
+    still = dataclasses.replace(MODEL, video=dataclasses.replace(MODEL.video, temporal="none"))
+    config = dataclasses.replace(STUDENT, model=still, teacher="", stages=(configs.Stage(),))
+    _, weights, constants = nnx.split(SVDP(still, nnx.Rngs(0)), nnx.Param, ...)
+    checkpoint.save_model(tmp_path / "model", config, weights, constants)
+    assert "missing: video_" in " ".join(faults(tmp_path))
 
 
 def batch(seed: int) -> dict:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svdp_jax.config import Flow, Sampling
+from svdp_jax.config import Flow, Sampling, Stage
 from svdp_jax.diffusion import guidance
 
 CONDITIONS = {"source": jnp.ones((2, 3)), "driving": 10 * jnp.ones((2, 3)), "past": 100 * jnp.ones((2, 3))}
@@ -43,9 +43,9 @@ def test_at_the_start_no_past_is_asked_for_and_nothing_twice(null, sampling):
 
 
 def test_in_training_too_all_is_source_and_driving_where_there_is_no_past():
-    config = Flow(dropout=(0.1, 0.2, 0.3, 0.4))
-    np.testing.assert_allclose(guidance.chances(config, jnp.zeros(())), (0.1, 0.2, 0.7, 0.0), rtol=1e-6)
-    np.testing.assert_allclose(guidance.chances(config, jnp.ones(())), config.dropout, rtol=1e-6)
+    config, stages = Flow(dropout=(0.1, 0.2, 0.3, 0.4)), (Stage(), Stage(past=True))
+    np.testing.assert_allclose(guidance.chances(config, stages, jnp.array(0)), (0.1, 0.2, 0.7, 0.0), rtol=1e-6)
+    np.testing.assert_allclose(guidance.chances(config, stages, jnp.array(1)), config.dropout, rtol=1e-6)
 
 
 def test_weights_sum_to_one():

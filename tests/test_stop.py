@@ -96,7 +96,7 @@ FAIL = """
 from svdp_jax.errors import UserError, say_errors
 def fail(): raise UserError("the disk is gone.")
 time.sleep(0.2)
-with stop.at_once():
+with stop.ends_the_process():
     say_errors("train", fail)
 """
 HANG = "import threading; threading.Thread(target=time.sleep, args=(600,)).start()\n"
@@ -124,12 +124,12 @@ def test_no_host_ends_alone(started, tmp_path, first, second, told, status, word
         assert host.returncode == status and said in errors, errors
 
 
-WORDS = "import sys\nwith stop.at_once(): sys.exit('disk is gone')"
+WORDS = "import sys\nwith stop.ends_the_process(): sys.exit('disk is gone')"
 
 
 @pytest.mark.parametrize(
     "code, status, said",
-    [(FAIL, 2, "disk is gone"), ("with stop.at_once(): 1 / 0", 1, "ZeroDivisionError"), (WORDS, 1, "gone\n")],
+    [(FAIL, 2, "disk is gone"), ("with stop.ends_the_process(): 1 / 0", 1, "ZeroDivisionError"), (WORDS, 1, "gone\n")],
 )
 def test_a_failure_ends_the_process_though_a_thread_hangs(started, code, status, said):
     _, errors = (process := started(HANG + code)).communicate(timeout=120)

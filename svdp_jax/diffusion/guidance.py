@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svdp_jax.config import Flow, Sampling, Teaching
+from svdp_jax.config import Flow, Sampling, Stage, Teaching
 
 CONDITIONS = ("source", "driving", "past")  # in the order in which levels gain them
 
@@ -51,8 +51,9 @@ def at_start(weights: dict[int, Any], null: str) -> dict[int, Any]:
     return {i: w for i, w in weights.items() if i < 2} | {2: weights.get(2, 0.0) + weights[3]}
 
 
-def chances(config: Flow, real_past: jax.Array) -> jax.Array:
-    """Of training's levels, (4,). `real_past` is 0 where there is no past, so that `all` is source and driving."""
+def chances(config: Flow, stages: tuple[Stage, ...], stage: jax.Array) -> jax.Array:
+    """Of training's levels, (4,), in the stage of this number: where it has no past, `all` is source and driving."""
+    real_past = jnp.asarray([each.past for each in stages], jnp.float32)[stage]
     nothing, source, driving, everything = config.dropout
     return jnp.array([nothing, source, driving + everything * (1 - real_past), everything * real_past], jnp.float32)
 

@@ -61,8 +61,9 @@ def loss(model, teacher, batch: dict, key: jax.Array, config: configs.Config, st
         goal = jax.lax.fori_loop(0, each, step, x)
         return (student(x, s, r) - (goal - x) / flow.expand(r - s, x)) ** 2
 
-    real_past = jnp.asarray([stage.past for stage in config.stages], jnp.float32)[stage]
-    chances = guidance.chances(config.flow, real_past)[2:]  # whether there is a past; what is before it is guidance's
+    chances = guidance.chances(config.flow, config.stages, stage)[
+        2:
+    ]  # whether there is a past; what is before it is guidance's
     errors = guidance.with_dropout(error, conditions, keys[5], chances / chances.sum(), null, levels=(2, 3))
     return (errors * (1 + config.flow.focus * batch["seen"])).mean()
 

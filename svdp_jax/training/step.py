@@ -140,8 +140,7 @@ def flow_loss(model, teacher, batch: dict, key: jax.Array, config: configs.Confi
     x, text, pooled = flow.noised(x0, noise, s), batch["text"], batch["pooled"]
     told = {"told": jnp.stack([*[jnp.ones_like(s)] * 3, s], 1)} if config.model.told else {}  # no guidance, a step of no length
     predict = lambda kept: model(x.astype(dtype), s, text, pooled, policy=config.remat, **told, **kept)
-    real_past = jnp.asarray([stage.past for stage in config.stages], jnp.float32)[stage]
-    chances = guidance.chances(config.flow, real_past)
+    chances = guidance.chances(config.flow, config.stages, stage)
     prediction = guidance.with_dropout(predict, conditions, keys[2], chances, config.model.video.null)
     weight = 1 + config.flow.focus * batch["seen"]
     return flow.loss(prediction.astype(jnp.float32), x0, noise, s, config.model.predict, weight).mean()

@@ -80,7 +80,7 @@ def work_to_save() -> Generator[None]:
 
 
 @contextmanager
-def at_once() -> Generator[None]:
+def ends_the_process() -> Generator[None]:
     """Where the code within fails, the process ends: it waits for no thread that hangs, and takes the other hosts along."""
     try:
         yield

@@ -79,7 +79,7 @@ class Process:
         little_run.FAULTS["slow"] = SLOW
         code: int | str | None = 1
         try:
-            with stop.at_once():
+            with stop.ends_the_process():
                 say_errors("train", lambda: train.main(arguments))
             code = 0
         except SystemExit as end:
