@@ -1,5 +1,6 @@
 """The one exception whose message is written for the person at the command line; and how a command ends."""
 
+import gc
 import io
 import itertools
 import os
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+IMPORTING, USUAL = 200_000, gc.get_threshold()  # objects more, after which garbage is looked for
 PATIENCE = 1.0  # seconds in which the main thread must have heard a signal
 TIDYING = 10.0  # seconds in which what was begun must be tidied up; libraries may wait for others that never answer
 
@@ -35,7 +37,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def end_quietly() -> None:
-    """A command's first act: until `say_errors` there is nothing to tidy up, so that Ctrl-C ends it without a traceback."""
+    """A command's first act: until `say_errors` there is nothing to tidy up, so that Ctrl-C ends it without a traceback,
+    and no garbage among the hundreds of thousands of objects that imports make, so that none is looked for."""
+    gc.set_threshold(IMPORTING, *gc.get_threshold()[1:])
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -46,6 +50,9 @@ def say_errors(command: str, main: Callable[[], None], then: str = "nothing half
     So do Ctrl-C and SIGTERM, with what is `then`, and the exit code that a shell knows them by; a command that
     hears signals itself is left alone.
     """
+    if gc.get_threshold()[0] == IMPORTING:
+        gc.freeze()  # what is imported stays
+        gc.set_threshold(*USUAL)
     words = lambda number: f"{command}: stopped by {SIGNALS[number]}; {then}."
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what cannot be shown must not end the work of hours

@@ -34,3 +34,10 @@ def test_names_that_are_no_text_in_this_locale_are_refused(tmp_path):
 def test_a_folder_that_is_gone_is_said(tmp_path):
     done = said("import os; os.rmdir(os.getcwd()); say_errors('train', print)", cwd=tmp_path)
     assert done.returncode == 2 and b"the current folder is no longer there" in done.stderr
+
+
+def test_garbage_is_looked_for_as_usual_once_a_command_begins():
+    """Not while it imports: nothing there is garbage."""
+    told = "print(gc.get_threshold() == errors.USUAL, gc.get_freeze_count() > 0)"
+    code = f"import gc; from svdp_jax import errors; errors.end_quietly(); {told}; say_errors('x', lambda: {told})"
+    assert said(code).stdout.split() == [b"False", b"False", b"True", b"True"]

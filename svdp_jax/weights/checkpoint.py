@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.experimental import multihost_utils
 from safetensors.numpy import load_file
@@ -71,8 +70,8 @@ def save_weights(folder: Path, network: str, config, arrays: dict, facts: dict |
     """Writes a new weights folder. arrays: by dotted path; facts: more for config.json."""
     once(lambda: folder.mkdir(parents=True))
     # One gigabyte of copies at a time: the rest of the memory is for the arrays themselves.
-    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, use_compression=False)
-    with ocp.Checkpointer(handler) as checkpointer:
+    handler = orbax().PyTreeCheckpointHandler(save_concurrent_gb=1, use_compression=False)
+    with orbax().Checkpointer(handler) as checkpointer:
         checkpointer.save((folder / "params").absolute(), args=saved_as(arrays))
     once(lambda: seal(folder, network, config, facts))
 
@@ -84,7 +83,15 @@ def seal(folder: Path, network: str, config, facts: dict | None = None) -> None:
     write_manifest(folder)
 
 
-def saved_as(arrays: dict) -> ocp.args.PyTreeSave:
+def orbax() -> Any:
+    """What stores arrays. Importing it takes half a second, which who has nothing to read or write need not wait for."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
+def saved_as(arrays: dict) -> Any:
+    ocp = orbax()
     tree = {k: x if isinstance(x, jax.Array) else jax.device_put(x) for k, x in arrays.items()}
     return ocp.args.PyTreeSave(tree, save_args={k: ocp.SaveArgs(chunk_byte_size=CHUNK) for k in tree})
 
@@ -93,12 +100,13 @@ class Saver:
     """Writes trees of arrays into a new folder, one below each name, while the caller goes on."""
 
     def __init__(self, *names: str):
+        ocp = orbax()
         handlers: Any = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in names}
         self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
 
     def save(self, folder: Path, **trees: dict) -> None:
         """Returns when the arrays are copied and may change. trees: arrays by dotted path."""
-        args = ocp.args.Composite(**{name: saved_as(tree) for name, tree in trees.items()})
+        args = orbax().args.Composite(**{name: saved_as(tree) for name, tree in trees.items()})
         self.checkpointer.save(folder.absolute(), args=args)
 
     def wait(self) -> None:
@@ -182,7 +190,7 @@ def read_arrays(folder: Path, like: dict, part: bool = False) -> dict:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = {stored_name(path, stored): leaf for path, leaf in like.items()}
     restore_args = {
-        path: ocp.ArrayRestoreArgs(sharding=leaf.sharding or here, global_shape=stored[path].shape, dtype=leaf.dtype)
+        path: orbax().ArrayRestoreArgs(sharding=leaf.sharding or here, global_shape=stored[path].shape, dtype=leaf.dtype)
         for path, leaf in like.items()
     }
     return renewed(restore(folder, like, restore_args, part))
@@ -216,10 +224,11 @@ def load_arrays(folder: Path) -> dict[str, np.ndarray]:
 def host_arrays(folder: Path) -> dict[str, np.ndarray]:
     """All arrays of one tree that was saved."""
     stored = stored_arrays(folder)
-    return restore(folder, stored, {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in stored})
+    return restore(folder, stored, {path: orbax().RestoreArgs(restore_type=np.ndarray) for path in stored})
 
 
 def restore(folder: Path, item: dict, restore_args: dict, part: bool = False) -> dict:
+    ocp = orbax()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=part)
         return checkpointer.restore(folder.absolute(), args=args)
@@ -227,6 +236,7 @@ def restore(folder: Path, item: dict, restore_args: dict, part: bool = False) ->
 
 def stored_arrays(folder: Path) -> dict:
     """Shape and dtype of every stored array by dotted path. UserError where Orbax stored none."""
+    ocp = orbax()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         found = checkpointer.metadata(folder.absolute()).item_metadata
     if found is None:
