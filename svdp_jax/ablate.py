@@ -41,7 +41,6 @@ from svdp_jax.preparation.report import spread
 SEGMENTS = 10  # of a scored clip
 RESAMPLES = 500  # of clips, for intervals
 SHOWN = 8  # frames of the first clip in pictures
-WEIGHTS = {"source": (0.5, 1.0, 2.0), "driving": (1.0, 1.4, 2.5), "past": (0.5, 1.4, 2.5)}  # of guidance
 MEANS = ("psnr", "sharpness", "features", "identity_error", "leak", "flicker", "drift", "seams_seen")
 DRIFT = "drift in 100 frames, ‰"
 # The tables' columns: their digits, and how they are read from means over clips, and correlations by parameter.
@@ -80,6 +79,7 @@ class Study(NamedTuple):
     file: Path
     variants: tuple[str, ...]
     questions: dict[str, tuple[str, ...]]
+    weights: dict[str, tuple[float, ...]]  # of guidance, by name, with which the base is scored too
     get_config: Callable
     workdir: Path
     seeds: tuple[int, ...]
@@ -105,7 +105,11 @@ def main(arguments: list[str]) -> None:
         epilog="Further arguments, such as --config.data.batch=16, go to every training.",
     )  # fmt: skip
     add = parser.add_argument
-    add("file", type=Path, help="a Python file of VARIANTS, QUESTIONS and get_config, such as configs/ablation/toy.py")
+    add(
+        "file",
+        type=Path,
+        help="a Python file of VARIANTS, QUESTIONS, get_config and perhaps WEIGHTS of guidance, such as configs/ablation/toy.py",
+    )
     add("--workdir", type=Path, default=Path("runs/ablation"), metavar="DIR")
     add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="of trainings (default 0 1)")
     add("--clips", type=int, default=16, metavar="N", help="that are scored (default 16)")
@@ -124,7 +128,7 @@ def study(options: argparse.Namespace, flags: tuple[str, ...]) -> Study:
     if missing:
         raise UserError(f"{options.file} defines no {sorted(missing)[0]}; see configs/ablation/toy.py.")
     return Study(
-        options.file, tuple(found["VARIANTS"]), found["QUESTIONS"], found["get_config"],
+        options.file, tuple(found["VARIANTS"]), found["QUESTIONS"], found.get("WEIGHTS", {}), found["get_config"],
         options.workdir, tuple(options.seeds), options.clips, options.at_once, flags,
     )  # fmt: skip
 
@@ -193,7 +197,7 @@ def train(study: Study, variant: str, seed: int) -> None:
 def guided(study: Study) -> list[tuple[str, float]]:
     """Other weights of guidance than the base's, one at a time."""
     usual = study.config().sampling
-    return [(name, value) for name, values in WEIGHTS.items() for value in values if value != getattr(usual, name)]
+    return [(name, value) for name, values in study.weights.items() for value in values if value != getattr(usual, name)]
 
 
 def scores_of(study: Study, variant: str, seed: int, weight: str = "", value: float = 0.0) -> dict[str, np.ndarray]:
@@ -246,9 +250,10 @@ def write(study: Study) -> None:
         parts += [f"\n![Error by frame]({plot})\n", f"The first clip, seed {study.seeds[0]}; from the top: {rows}.\n"]
         parts += [f"![Frames]({picture})\n"]
     grid = {f"{name} {value:g}": [scores_of(study, study.base, study.seeds[0], name, value)] for name, value in guided(study)}
-    shown = {study.base: base[:1]} | grid
-    parts += ["## Weights of guidance\n", f"Of {study.base}, seed {study.seeds[0]}, one at a time.\n", table(shown)]
-    parts += [f"\nLess {study.base}:\n", differences(shown)]
+    if grid:
+        shown = {study.base: base[:1]} | grid
+        parts += ["## Weights of guidance\n", f"Of {study.base}, seed {study.seeds[0]}, one at a time.\n", table(shown)]
+        parts += [f"\nLess {study.base}:\n", differences(shown)]
     write_whole(study.workdir / "ablation.md", "\n".join(parts) + "\n")
 
 

@@ -102,6 +102,7 @@ from conftest import tiny_model
 from svdp_jax import config as configs
 
 VARIANTS = {{"base": {{}}, "no past": {{"data": configs.Data(size=16, frames=2, past=0, batch=2)}}}}
+WEIGHTS = {{"driving": (1.0,), "past": (1.0, 1.4)}}
 QUESTIONS = {{"Is past needed?": ("no past",)}}
 
 def get_config(variant="base"):
@@ -150,6 +151,7 @@ def test_the_study_is_written_and_goes_on_where_it_was(study, monkeypatch):
     psnr = [ablate.scores_of(study, "no past", seed)["psnr"].mean() for seed in (0, 1)]
     assert f"| no past | {np.mean(psnr):.2f} ± {abs(psnr[0] - psnr[1]) / 2:.2f} |" in words and "## Is past needed?" in words
     assert "--config.batch=2" in words and (study.workdir / "error_1.svg").read_text().count("<polyline") == 2
+    assert ablate.guided(study) == [("driving", 1.0), ("past", 1.4)]
     assert all(words.count(f"| {name} {value:g} |") == 2 for name, value in ablate.guided(study))
     assert all((study.workdir / name).exists() for name in re.findall(r"\]\((\S+)\)", words))
     assert ablate.frames(study, ["base", "no past"]).shape[1] > 8 * 16

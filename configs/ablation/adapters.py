@@ -1,10 +1,9 @@
 """python -m svdp_jax.train --config configs/ablation/adapters.py:image --workdir runs/adapters/image
-python -m svdp_jax.ablate configs/ablation/adapters.py --workdir runs/adapters --clips 8 --at-once 2
+python -m svdp_jax.ablate configs/ablation/adapters.py --workdir runs/adapters --clips 8
 
 What learning a part of the weights costs, in the toy world: everything, attention through time alone, or that and
 low-rank parts of the image model, each from the same image model. That is trained by the first command, on
-single frames of people whose source picture it sees and whose driver it does not. Ready to run; nothing is claimed of
-it yet.
+single frames of people whose source picture it sees and whose driver it does not. docs/study.md has the result.
 """
 
 import dataclasses

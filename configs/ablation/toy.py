@@ -70,5 +70,8 @@ QUESTIONS = {
 }
 
 
+WEIGHTS = {"source": (0.5, 1.0, 2.0), "driving": (1.0, 1.4, 2.5), "past": (0.5, 1.4, 2.5)}  # of guidance
+
+
 def get_config(variant: str = "base"):
     return configs.as_flags(dataclasses.replace(BASE, name=variant.replace(" ", "_"), **VARIANTS[variant]))
