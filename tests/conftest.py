@@ -16,11 +16,12 @@ cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-# Small programs that are compiled once and run a few times. The older way to make code takes a quarter of the time; from
-# jaxlib 0.11 on there is none but the newer.
+# Small programs that are compiled once and run a few times. The older way to make code takes a quarter of the time, and
+# rounds otherwise in one program than in another; from jaxlib 0.11 on there is none but the newer.
+OLDER = jaxlib.version.__version_info__ < (0, 11)
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-FLAGS += " --xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__ < (0, 11) else ""
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault("XLA_FLAGS", FLAGS + OLDER * " --xla_cpu_use_fusion_emitters=false")
+TO_THE_BIT = {"xla_cpu_use_fusion_emitters": True} if OLDER else {}  # `compiler_options` of programs that must agree
 
 import jax
 import little_run

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import little_run
 import numpy as np
 import pytest
-from conftest import randomized, tiny_model
+from conftest import TO_THE_BIT, randomized, tiny_model
 from flax import nnx
 from harness import STEPS, Run, differing, metrics, pair, state
 
@@ -39,9 +39,11 @@ def call(model, seed=0):
     random = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(random.standard_normal(shape, np.float32))
     frames, picture = draw(1, 2, 4, 4, 48), draw(1, 4, 4, 48)
-    return nnx.jit(lambda model: model(frames, jnp.full(1, 0.5), draw(1, 3, 8), draw(1, 8), picture, frames, picture[:, None]))(
-        model
+    graph, weights = nnx.split(model)
+    run = lambda weights: nnx.merge(graph, weights)(
+        frames, jnp.full(1, 0.5), draw(1, 3, 8), draw(1, 8), picture, frames, picture[:, None]
     )
+    return jax.jit(run, compiler_options=TO_THE_BIT)(weights)
 
 
 @pytest.fixture(scope="module")
