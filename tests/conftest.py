@@ -42,6 +42,7 @@ LONGEST = (
     "test_accelerator",
     "test_faults",
     "test_tpu_scripts",
+    "test_animate",
     "test_prepare",
     "test_demo",
     "test_train",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomized, tiny_model
+from conftest import TO_THE_BIT, randomized, tiny_model
 from flax import nnx
 
 from svdp_jax import config as configs
@@ -74,7 +74,7 @@ def test_what_is_remembered_of_a_condition_has_nothing_of_the_others():
     """So the source's lasts for a whole video."""
     _, model = network()
     _, conditions, prompt = inputs()
-    remember = jax.jit(lambda conditions: model.remember(conditions, **prompt))
+    remember = jax.jit(lambda conditions: model.remember(conditions, **prompt), compiler_options=TO_THE_BIT)
     memory = remember(conditions)
     for name in conditions:
         alone = remember({name: conditions[name]})[name]
