@@ -2,19 +2,22 @@
 
 Streaming as a camera has it: frames that come at a rate whatever is done with them. Frames a second that come out, the
 delay from a frame's coming to its result, frames left out, and the memory of the process on the way.
-With --video its pictures are the driver's, followed as they come; else drawn ones that are cropped and masked already.
+Drawn frames first, cropped and masked already; with --video then also its pictures, whose face is followed as they come
+(which takes the face networks, docs/faces.md).
 """
 
 import argparse
 import itertools
 import json
+import os
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from svdp_jax.animator import Animator
+from svdp_jax.animator import Animator, Live
 from svdp_jax.evaluation import toy_score
 from svdp_jax.faces.driving import DrivingFrame
 from svdp_jax.media import video
@@ -44,24 +47,35 @@ def main() -> None:
     args = parser.parse_args()
     animator = Animator.load(args.checkpoint)
     clips = toy_score.unseen_clips(animator.engine.data, 1, 50)
-    frames: list = [DrivingFrame(crop, crop, Fraction(0)) for crop in clips.driving[0]]
+    drivers: dict[str, list] = {"cropped already": [DrivingFrame(crop, crop, Fraction(0)) for crop in clips.driving[0]]}
     if args.video:
-        frames = [frame.image for frame in itertools.islice(video.read_frames(args.video), 100)]
-    play = lambda seconds: animator.stream(
-        clips.source[0], camera(frames, args.fps, seconds), source_crop="none", segment=args.segment
-    )
-    for _ in play(1):  # compiles
-        pass
+        drivers["followed"] = [frame.image for frame in itertools.islice(video.read_frames(args.video), 100)]
+    options = {"segment": args.segment} if args.segment else {}
+    for name, frames in drivers.items():
+        play = lambda seconds, frames=frames: animator.stream(
+            clips.source[0], camera(frames, args.fps, seconds), source_crop="none", **options
+        )
+        for _ in play(1):  # compiles
+            pass
+        print(json.dumps({"frames": name} | watched(play(args.seconds), args.fps)), flush=True)
+
+
+def watched(stream: Iterator[Live], fps: float) -> dict:
+    """What is to be told of a stream, with MiB of the process every ten seconds and at the end."""
     begun, delays, memory, last = time.monotonic(), [], [], None
-    for last in play(args.seconds):
+    for last in stream:
         delays.append(last.delay)
-        if len(delays) % round(10 * args.fps) == 1:
+        if time.monotonic() - begun > 10 * (len(memory) + 1):
             memory.append(round(resident()))
     took = time.monotonic() - begun
     quantile = lambda q: round(1000 * float(np.quantile(delays, q)))
-    found = {"fps": round(len(delays) / took, 2), "dropped": last and last.dropped, "frames": len(delays)}
-    found |= {"delay, ms": {"median": quantile(0.5), "95 %": quantile(0.95), "most": quantile(1)}, "MiB": memory}
-    print(json.dumps(found))
+    return {
+        "fps": round(len(delays) / took, 2),
+        "dropped": last and last.dropped,
+        "delay, ms": {"median": quantile(0.5), "95 %": quantile(0.95), "most": quantile(1)},
+        "MiB": [*memory, round(resident())],
+        "load": round(os.getloadavg()[0], 1),  # of the machine: what others had of it
+    }
 
 
 if __name__ == "__main__":
