@@ -183,7 +183,7 @@ def test_what_no_run_can_have_is_said(change, sentence):
 def test_the_list_of_what_a_toy_run_has_otherwise_is_whole():
     """Each line of it is names in parentheses behind their group; kinds and sizes, `name` and `topology` apart."""
     listed = set()
-    for line in re.findall(r"^ +(\S+ \(.+\)):", configs.toy.__doc__, re.M):
+    for line in re.findall(r"^ *(\S+ \(.+\)):", configs.toy.__doc__, re.M):  # from Python 3.13 on without indentation
         for group, names in re.findall(r"([\w.]+) \(([\w ]+)\)", line):
             listed |= {name if group == "config" else f"{group}.{name}" for name in names.split()}
     toy = configs.from_flags(load(ROOT / "configs" / "toy_cpu.py"))
