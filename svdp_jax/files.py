@@ -9,8 +9,8 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
+import socket
 import zlib
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +42,15 @@ def read_json(path: Path) -> dict:
         return {}
 
 
+def scheme(path) -> str:
+    """What an address begins with, such as the gs: of gs://bucket/run; "" of a path on this machine."""
+    first = next(iter(Path(path).parts), "")
+    return first if first.endswith(":") and len(first) > 2 else ""
+
+
 def on_disk(path) -> Path:
     """A path to write to. UserError for an address such as gs://bucket/file, which would become a folder named gs: here."""
-    if re.match(r"[a-z][a-z0-9]+:/", str(path)):
+    if scheme(path):
         raise UserError(f"{path}: what this makes is written to a disk; name a path there, and copy it to the bucket after.")
     return Path(path)
 
@@ -158,6 +164,12 @@ def verify(folder: Path) -> None:
         if there.get(name) != expected[name]:
             state = "is missing" if name not in there else "is damaged"
             raise UserError(f"{folder / name} {state}; make or fetch {folder} again.")
+
+
+def machine() -> str:
+    """This machine from its start to its end: what shares a kernel shares its locks."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else socket.gethostname()
 
 
 MOUNTS = Path("/proc/mounts")

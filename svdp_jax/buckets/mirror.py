@@ -22,6 +22,7 @@ from typing import Any
 
 from svdp_jax.buckets import storage
 from svdp_jax.errors import UserError
+from svdp_jax.files import machine
 
 BEAT = 10.0  # seconds between looks
 GONE = 60.0  # seconds without a sign of life after which a command on another machine is taken to be gone
@@ -55,13 +56,10 @@ class Mirror:
         """Brings what the bucket holds; first sends what could not be sent when this machine last worked there."""
         copy = self.copy
         with copy.alone():
-            objects, files = copy.objects(), copy.files()
-            changed = [
-                name for name in copy.unsent()[0] if name not in objects or not copy.same(name, objects[name], files[name])
-            ]
-            others = [
-                name for name, blob in objects.items() if (known := copy.known.get(name)) is None or known[2] != blob.generation
-            ]
+            objects, (unsent, _) = copy.objects(), copy.unsent()
+            changed = [name for name, file in unsent.items() if not copy.same(name, objects.get(name), file)]
+            generation = lambda name: copy.known[name].generation if name in copy.known else 0
+            others = [name for name, blob in objects.items() if generation(name) != blob.generation]
             if changed and others:
                 raise UserError(
                     f"{copy} has been worked in elsewhere, and its copy {copy.path} holds what was never sent there, such as "
@@ -135,12 +133,6 @@ class Mirror:
         self.copy.push(shows=True)
         with self.copy.said("written"):
             self.copy.object(OWNER).delete()
-
-
-def machine() -> str:
-    """This machine from its start to its end."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.exists() else socket.gethostname()
 
 
 def left_by_this_machine(owner: dict) -> bool:

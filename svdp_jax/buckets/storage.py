@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from svdp_jax.errors import UserError
-from svdp_jax.files import read_json, write_whole
+from svdp_jax.files import MANIFEST, read_json, scheme, write_whole
 
 SCHEME = "gs:"
-LAST = "manifest.json"  # with its manifest a folder is complete
 
 
 class Address(NamedTuple):
@@ -46,10 +45,10 @@ def address(path) -> Address | None:
 
     pathlib makes one slash of two, so gs:/bucket/run is meant as well.
     """
-    parts = Path(path).parts
-    if not parts or not parts[0].endswith(":") or len(parts[0]) < 3:
+    if not scheme(path):
         return None
-    if parts[0] != SCHEME or len(parts) < 2 or not shown("/".join(parts[1:])):
+    parts = Path(path).parts
+    if scheme(path) != SCHEME or len(parts) < 2 or not shown("/".join(parts[1:])):
         raise UserError(f"{path} is in no bucket that is known here; name one as gs://BUCKET/FOLDER, or a folder on a disk.")
     return Address(parts[1], "/".join(parts[2:]))
 
@@ -59,10 +58,11 @@ def here(path) -> Path:
     return brought(address(path)) if address(path) else Path(path)
 
 
-def holds(path) -> bool:
-    """Whether there is such a file or folder, here or in its bucket."""
+@cache
+def holds(path: Path) -> bool:
+    """Whether a path names a file or folder that its bucket holds; one on this machine is in none."""
     found = address(path)
-    return bool(Copy(found, "read").objects()) if found else Path(path).exists()
+    return bool(found and Copy(found, "read").objects())
 
 
 @cache
@@ -92,7 +92,7 @@ class Copy:
         self.place, self.client = place, client()
         self.path = root(kind) / place.bucket / place.name
         self.record = self.path.with_name(f".{self.path.name}.json")
-        self.known = {name: Stamp(*entry) for name, entry in read_json(self.record).items()}
+        self.known = self.recorded()
 
     def __str__(self) -> str:
         return f"gs://{self.place.bucket}/{self.place.name}".rstrip("/")
@@ -103,8 +103,11 @@ class Copy:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path.with_name(f".{self.path.name}.lock"), "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            self.known = {name: Stamp(*entry) for name, entry in read_json(self.record).items()}
+            self.known = self.recorded()
             yield
+
+    def recorded(self) -> dict[str, Stamp]:
+        return {name: Stamp(*entry) for name, entry in read_json(self.record).items()}
 
     def bucket(self) -> Any:
         return self.client.bucket(self.place.bucket)
@@ -167,7 +170,7 @@ class Copy:
 
     def same(self, name: str, blob, file: Stamp | None) -> bool:
         """Whether a file is what the object is; where a kill kept that from being noted, by its checksum."""
-        if file is None or file.bytes != blob.size:
+        if blob is None or file is None or file.bytes != blob.size:
             return False
         if self.known.get(name) == file._replace(generation=blob.generation):
             return True
@@ -176,25 +179,24 @@ class Copy:
         self.known[name] = file._replace(generation=blob.generation)
         return True
 
-    def unsent(self) -> tuple[list[str], list[str]]:
+    def unsent(self) -> tuple[dict[str, Stamp], list[str]]:
         """What of the copy was written since it was the same as the bucket, and what was taken away."""
         files = self.files()
         changed = [name for name, file in files.items() if name not in self.known or self.known[name][:2] != file[:2]]
-        return in_order(changed), sorted(self.known.keys() - files.keys())
+        return {name: files[name] for name in in_order(changed)}, sorted(self.known.keys() - files.keys())
 
     def push(self, shows: bool = False) -> None:
         """Makes the bucket hold what the copy is; where it was the same before, only what changed. shows: a bar."""
         changed, gone = self.unsent()
-        files = self.files()
-        sizes = [files[name].bytes for name in changed if name in files]
+        sizes = [file.bytes for file in changed.values()]
         with self.said("written"), self.noted(), bar(f"Sending to {self}", sizes if shows else []) as moved:
-            for name in changed:
+            for name, file in changed.items():
                 with contextlib.suppress(FileNotFoundError):  # it has left since
                     blob = self.object(name)
                     blob.upload_from_filename(str(self.at(name)))
                     # What was written to while it was sent differs from this stamp, and is sent again.
-                    self.known[name] = files[name]._replace(generation=blob.generation)
-                    moved(files[name].bytes)
+                    self.known[name] = file._replace(generation=blob.generation)
+                    moved(file.bytes)
             self.bucket().delete_blobs([self.object(name) for name in gone], on_error=lambda _: None)
             for name in gone:
                 del self.known[name]
@@ -229,8 +231,8 @@ def shown(name: str) -> bool:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """A folder's manifest last."""
-    return sorted(names, key=lambda name: (name.endswith(LAST), name))
+    """A folder's manifest last: with it the folder is complete."""
+    return sorted(names, key=lambda name: (name.endswith(MANIFEST), name))
 
 
 def checksum(path: Path) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from svdp_jax.errors import UserError
-from svdp_jax.files import locked, read_json, write_whole
+from svdp_jax.files import locked, machine, read_json, write_whole
 from svdp_jax.training import stop
 
 BEAT = 10.0  # seconds between signs of life
@@ -143,12 +143,6 @@ def make(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}); name another --workdir.") from None
     return missing
-
-
-def machine() -> str:
-    """This machine from its start to its end: what shares a kernel shares its locks."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.exists() else socket.gethostname()
 
 
 def named(owner: dict) -> str:

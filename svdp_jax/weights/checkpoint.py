@@ -293,7 +293,7 @@ def load_model(folder: Path) -> tuple[configs.Config, nnx.Module]:
 def model_folder(folder: Path) -> Path:
     """The weights folder of a trained model: of a work folder its `model`, or of an unfinished run
     what was saved last; else the folder itself. Of a work folder in a bucket, no more than its model is brought."""
-    folder = storage.here(folder / "model" if storage.address(folder) and storage.holds(folder / "model") else folder)
+    folder = storage.here(folder / "model" if storage.holds(folder / "model") else folder)
     saved = [path for _, path in run_checkpoints(folder)]
     return next((path for path in (folder / "model", *saved) if path.is_dir()), folder)
 
