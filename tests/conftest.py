@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ from flax import nnx
 from convert.__main__ import main as convert
 from svdp_jax import config as configs
 from svdp_jax.toy import example
-from svdp_jax.training import records
+from svdp_jax.training import feed, records
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -61,6 +62,23 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     gc.collect()
     gc.freeze()
+
+
+def of_the_process() -> dict:
+    """What a test may change for every test that comes after it on the same worker."""
+    heard = {number.name: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    module = {"sources": dict(records.SOURCES), "patience": feed.PATIENCE}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {"environment": environment, "folder": os.getcwd(), "jax": dict(jax.config.values), **heard, **module}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    """Which tests share a worker is chance, so that one which leaves something makes another fail now and then."""
+    before = of_the_process()
+    yield
+    after = of_the_process()
+    assert not {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
 @pytest.fixture

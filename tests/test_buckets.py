@@ -355,7 +355,7 @@ def test_several_hosts_are_told_to_share_a_disk(bucket, monkeypatch, tmp_path):
     monkeypatch.setattr(train.stop, "listen", lambda: None)
     monkeypatch.setattr(train.stop, "together", lambda *_: None)
     with pytest.raises(UserError, match="one host can work in a bucket"):
-        train.main(["train", "--config", str(ROOT / "tests" / "little_run.py"), "--workdir", bucket])
+        train.main(["train", "--config", str(ROOT / "configs" / "toy_cpu.py"), "--workdir", bucket])
 
 
 def test_a_run_whose_machine_is_lost_goes_on_on_another_and_its_model_animates(bucket, tmp_path, server, monkeypatch):
