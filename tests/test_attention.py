@@ -7,10 +7,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from svdp_jax import config as configs
-from svdp_jax.models import attention, layers, tiles
+from svdp_jax.models import attention, tiles
 
 BENCH = Path(__file__).parents[1] / "tpu_scripts" / "bench.py"
 
@@ -69,20 +68,6 @@ def test_splash_and_its_gradients_are_those_of_softmax_attention(monkeypatch):
 
     for a, b in zip(jax.tree.leaves(run("splash")), jax.tree.leaves(run("xla"))):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
-
-
-@pytest.mark.parametrize("policy, runs", [("attention", 1), ("full", 2)])
-def test_cudnn_runs_forward_once_where_its_results_are_kept(monkeypatch, policy, runs):
-    """Traced for a GPU that is not there: how often the gradient of a stack calls the kernel's forward pass."""
-    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91100)
-    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
-    x = jnp.ones((1, 128, 2, 64), jnp.bfloat16)
-    body = lambda x: attention.local_attention(x, 2 * x, x, "cudnn")
-    kept = jax.checkpoint(body, policy=layers.POLICIES[policy], prevent_cse=False)
-    traced = str(jax.make_jaxpr(jax.grad(lambda x: kept(x).astype(jnp.float32).sum()))(x))
-    assert traced.count(f"{layers.CUDNN}[") == runs
-    assert traced.count("dot_product_attention_bwd_wrapper[") == 1
 
 
 def test_tiles_are_timed_and_the_fastest_written_down(monkeypatch, tmp_path, capsys):
