@@ -66,10 +66,11 @@ def pytest_collection_modifyitems(items):
 
 def of_the_process() -> dict:
     """What a test may change for every test that comes after it on the same worker."""
+    ours = ("SVDP_", "JAX_", "XLA_", "HOME", "PATH")  # libraries set some of their own when they are imported
+    given = {name: value for name, value in os.environ.items() if name.startswith(ours)}
     heard = {number.name: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    module = {"sources": dict(records.SOURCES), "patience": feed.PATIENCE}
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    return {"environment": environment, "folder": os.getcwd(), "jax": dict(jax.config.values), **heard, **module}
+    module = {f"source {name}": source for name, source in records.SOURCES.items()}
+    return given | jax.config.values | heard | module | {"folder": os.getcwd(), "patience": feed.PATIENCE}
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ def nothing_is_left_behind():
     before = of_the_process()
     yield
     after = of_the_process()
-    assert not {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    assert not {name: after.get(name) for name in before | after if before.get(name) != after.get(name)}
 
 
 @pytest.fixture
