@@ -228,11 +228,12 @@ def splash_blocks(queries: int, keys: int, most: Tiles) -> tuple[tuple[int, int]
 
 def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """NVIDIA's. Backward JAX takes even lengths alone, so that an odd one gets a token more, which none sees."""
-    even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-    length = lambda x: jnp.full(len(x), x.shape[1], jnp.int32)
     odd = q.shape[1] % 2 or k.shape[1] % 2
-    lengths = {"query_seq_lengths": length(q), "key_value_seq_lengths": length(k)} if odd else {}
-    out = jax.nn.dot_product_attention(even(q), even(k), even(v), implementation="cudnn", **lengths)
+    even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+    length = lambda x: jnp.full(len(x), x.shape[1], jnp.int32) if odd else None
+    out = jax.nn.dot_product_attention(
+        even(q), even(k), even(v), query_seq_lengths=length(q), key_value_seq_lengths=length(k), implementation="cudnn"
+    )
     return out[:, : q.shape[1]]
 
 
