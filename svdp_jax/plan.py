@@ -9,7 +9,8 @@ count, collectives with their bytes, and the step time and MFU that the stated
 rates lead to.
 
 --price P       what it costs, at P for one chip for one hour, in any currency
---search        tries settings for training, fastest first, and recommends the first that fits
+--search        tries settings for training, fastest first, and recommends the first that fits; on one chip those of
+                the longest clip first, with as much past
 --json          the same as JSON
 --topology T    another slice than the config's
 --what sample   the sampler alone, or train
@@ -296,17 +297,27 @@ def stage_words(step: dict) -> str:
     )
 
 
+CLIPS = (16, 4), (12, 3), (8, 2), (4, 1)  # frames and past ones that are tried on one chip
+
+
+def of_lengths(config: configs.Config) -> list[configs.Config]:
+    """The config with clips from the longest on."""
+    data = (dataclasses.replace(config.data, frames=frames, past=past) for frames, past in CLIPS)
+    return [dataclasses.replace(config, data=each) for each in data]
+
+
 def candidates(config: configs.Config, chip: Chip, devices: list) -> list[tuple]:
     """(expected seconds, config, mesh) of settings worth trying at the config's batch, fastest first.
 
     What is kept, micro-batches, and how many devices share a clip's frames. Expected from work, and
     from the weights' way to every chip and the gradients' back, for each micro-batch.
     """
-    found = []
+    found, shared = [], lambda context: dataclasses.replace(config.mesh, data=1, fsdp=-1, context=context)
+    _, state = abstract_state(config, parallel.make_mesh(shared(1), devices))
+    whole = sum(x.size for x in jax.tree.leaves(state.weights)) * 2
     for context, accumulate, remat in itertools.product((1, 2, 4, 8), (1, 2, 4), ("none", "attention", "full")):
-        mesh_sizes = dataclasses.replace(config.mesh, data=1, fsdp=-1, context=context)
         optimizer = dataclasses.replace(config.optimizer, accumulate=accumulate)
-        tried = dataclasses.replace(config, mesh=mesh_sizes, optimizer=optimizer, remat=remat)
+        tried = dataclasses.replace(config, mesh=shared(context), optimizer=optimizer, remat=remat)
         if len(devices) % context or config.data.batch % (len(devices) // context * accumulate):
             continue
         try:
@@ -314,8 +325,6 @@ def candidates(config: configs.Config, chip: Chip, devices: list) -> list[tuple]
         except UserError:
             continue
         mesh = parallel.make_mesh(tried.mesh, devices)
-        _, state = abstract_state(tried, mesh)
-        whole = sum(x.size for x in jax.tree.leaves(state.weights)) * 2
         d, b = config.data, config.model.backbone
         exchanged = 2 * config.data.batch / mesh.size * (d.frames + d.past) * tokens_per_frame(config) * b.width
         sent = 3 * accumulate * whole + (context > 1) * 12 * b.blocks * exchanged
@@ -324,13 +333,17 @@ def candidates(config: configs.Config, chip: Chip, devices: list) -> list[tuple]
 
 
 def search(config: configs.Config, topology: str) -> list[dict]:
-    """Compiles the train step of every candidate, of the stage with most tokens, fastest first, until one fits: that is the
-    best."""
+    """Compiles the train step of every candidate, of the stage with most tokens, until one fits: that is the best. The
+    fastest come first; on one chip those of the longest clip."""
     chip, devices = slice_of(topology)
-    tried, found = candidates(next(iter(by_shape(config).values())), chip, devices), []
+    largest = next(iter(by_shape(config).values()))
+    lengths = of_lengths(largest) if len(devices) == 1 else [largest]
+    tried, found = [each for length in lengths for each in candidates(length, chip, devices)], []
     for index, (expected, candidate, mesh) in enumerate(tried, 1):
+        clip = [f"--config.data.{name}={getattr(candidate.data, name)}" for name in ("frames", "past")]
         words = " ".join(
             (
+                *clip * (len(lengths) > 1),
                 *(f"--config.mesh.{axis}={size}" for axis, size in mesh.shape.items()),
                 f"--config.optimizer.accumulate={candidate.optimizer.accumulate}",
                 f"--config.remat={candidate.remat}",

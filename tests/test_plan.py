@@ -157,10 +157,10 @@ def test_other_faults_are_not_taken_for_out_of_memory():
 
 
 def test_search_takes_the_first_that_fits(monkeypatch):
-    """Of candidates in the order of their expected time, on a chip where only remat=full fits."""
+    """Of candidates in the order of their expected time, where only remat=full fits; of one chip the longest clip, too."""
 
     def fake(config, chip, mesh):
-        peak = {"none": 90.0, "attention": 40.0, "full": 9.0}[config.remat]
+        peak = {"none": 90.0, "attention": 40.0, "full": 4.0}[config.remat] * config.data.frames
         return {"memory": {"peak": peak}, "step_seconds": 1.0, "mfu": 0.5}
 
     monkeypatch.setattr(plan, "plan_train", fake)
@@ -168,8 +168,19 @@ def test_search_takes_the_first_that_fits(monkeypatch):
     tiny = configs.Config("tiny", tiny_model(), data=configs.Data(size=16, frames=2, past=1, batch=4))
     found = plan.search(tiny, "v4:1x1x1")
     assert [step["fits"] for step in found] == [False] * (len(found) - 1) + [True]
+    assert found[0]["flags"].startswith("--config.data.frames=16 --config.data.past=4 --config.mesh")
+    assert found[-1]["flags"].startswith("--config.data.frames=8 --config.data.past=2 --config.mesh")
     assert found[-1]["flags"].endswith("accumulate=1 --config.remat=full")
-    assert "best: --config.mesh" in plan.search_table(found, chips.CHIPS["v4"])
+    assert "best: --config.data.frames=8" in plan.search_table(found, chips.CHIPS["v4"])
+
+
+def test_search_leaves_the_clip_of_several_chips_as_it_is(monkeypatch):
+    fits = {"memory": {"peak": 1.0}, "step_seconds": 1.0, "mfu": 0.5}
+    monkeypatch.setattr(plan, "plan_train", lambda config, *_: fits | {"clip": config.data.frames})
+    monkeypatch.setattr(plan, "slice_of", lambda topology: (chips.CHIPS["v4"], [*range(4)]))
+    monkeypatch.setattr(plan, "candidates", lambda config, *_: [(1.0, config, jax.make_mesh((1,), ("data",)))])
+    [found] = plan.search(configs.Config("tiny", tiny_model(), data=configs.Data(size=16, frames=2, past=1)), "v4:2x2x1")
+    assert found["clip"] == 2 and "data.frames" not in found["flags"]
 
 
 def test_the_price_of_a_chip_becomes_that_of_steps_and_minutes(monkeypatch):
