@@ -222,6 +222,17 @@ def test_keeping_less_for_the_backward_pass_changes_no_gradient(policy):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", [layers.layer_norm, layers.rms_norm])
+def test_of_norms_nothing_wide_is_kept_for_the_backward_pass(norm):
+    """In a loop whose body is computed again, as the model's blocks are, the compiler would share the wide ones."""
+    x = jnp.ones((2, 8), jnp.bfloat16)
+    _, back = jax.vjp(norm, x)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(back)} <= {"bfloat16"}
+    body = jax.checkpoint(lambda x, _: (norm(x), None), policy=layers.POLICIES["full"], prevent_cse=False)
+    program = jax.jit(jax.grad(lambda x: jax.lax.scan(body, x, length=3)[0].astype(jnp.float32).sum())).lower(x).as_text()
+    assert "optimization_barrier" in program
+
+
 def test_position_table_is_the_published_formula():
     """First and last columns of row 5, written out for d = 8, base 4 in a table of 12."""
     table = layers.position_table(12, 8, 4)
