@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import jax
@@ -84,6 +85,14 @@ def test_a_part_that_fails_or_is_late_costs_its_own_result_alone(tmp_path, monke
         accelerator.main()
     found = json.loads((tmp_path / "accelerator.json").read_text())["parts"]
     assert "stopped after" in found["train"]["failed"] and found["attention"]["rows"]
+
+
+def test_the_package_need_not_be_installed(tmp_path):
+    """As on a machine that has but the libraries: -S leaves out what an editable installation adds to them."""
+    command = [sys.executable, "-S", SCRIPT, "--output", tmp_path, "--tiny", "--parts=attention"]
+    apart = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, env=os.environ | apart)
+    assert done.returncode == 0, done.stdout + (tmp_path / "attention.log").read_text()[-1000:]
 
 
 def test_alternatives_end_with_the_first_that_fits():
