@@ -37,7 +37,7 @@ from absl import flags
 from svdp_jax import config as configs, parallel
 from svdp_jax.diffusion import guidance
 from svdp_jax.errors import UserError, say_errors
-from svdp_jax.models.attention import LANES
+from svdp_jax.models.splash import LANES
 from svdp_jax.planning import aot
 from svdp_jax.planning.chips import CHIPS, PASSES, Chip, seconds, step_work
 from svdp_jax.planning.flops import (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from svdp_jax import config as configs
-from svdp_jax.models import attention, tiles
+from svdp_jax.models import attention, splash, tiles
 
 BENCH = Path(__file__).parents[1] / "tpu_scripts" / "bench.py"
 
@@ -47,7 +47,7 @@ def test_frames_see_themselves_their_text_and_their_references():
 
 def test_splash_pads_little_and_its_tiles_divide():
     for length, padded in ((3405, 3456), (1357, 1536), (20480, 20480), (1024, 1024), (3072, 3072)):
-        found, blocks = attention.splash_blocks(length, length, tiles.Tiles())
+        found, blocks = splash.fitting(length, length, tiles.Tiles())
         assert found == (padded, padded)
         assert padded % blocks.block_q == padded % blocks.block_kv == 0
         assert blocks.block_kv % blocks.block_kv_compute == 0
@@ -56,9 +56,9 @@ def test_splash_pads_little_and_its_tiles_divide():
 
 def test_splash_and_its_gradients_are_those_of_softmax_attention(monkeypatch):
     """The TPU's kernel, interpreted: 200 tokens, so the padding counts."""
-    make = attention.splash_kernel.make_splash_mha_single_device
+    make = splash.splash_kernel.make_splash_mha_single_device
     interpreted = lambda *a, **k: make(*a, **k, interpret=True)
-    monkeypatch.setattr(attention.splash_kernel, "make_splash_mha_single_device", interpreted)
+    monkeypatch.setattr(splash.splash_kernel, "make_splash_mha_single_device", interpreted)
     qkv = [jax.random.normal(jax.random.key(i), (1, 200, 1, 64)) for i in range(4)]
 
     def run(kernel):
@@ -74,8 +74,8 @@ def test_tiles_are_timed_and_the_fastest_written_down(monkeypatch, tmp_path, cap
     spec = importlib.util.spec_from_file_location("bench", BENCH)
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
-    make = attention.splash_kernel.make_splash_mha_single_device
-    monkeypatch.setattr(attention.splash_kernel, "make_splash_mha_single_device", lambda *a, **k: make(*a, **k, interpret=True))
+    make = splash.splash_kernel.make_splash_mha_single_device
+    monkeypatch.setattr(splash.splash_kernel, "make_splash_mha_single_device", lambda *a, **k: make(*a, **k, interpret=True))
     monkeypatch.setattr(tiles, "TILES", {("another chip", 64): tiles.Tiles()})
     toy = configs.Config("tiny", configs.toy(), configs.Data(size=64, frames=3, past=1))
     with jax.numpy_dtype_promotion("standard"):
@@ -90,5 +90,5 @@ def test_tiles_are_timed_and_the_fastest_written_down(monkeypatch, tmp_path, cap
         module = runpy.run_path(str(tmp_path / "tiles.py"))
         assert module["TILES"] == rows and module["tiles_for"](7) == tiles.Tiles()
     monkeypatch.setattr(tiles, "TILES", rows)
-    blocks = attention.splash_blocks(256, 256, tiles.tiles_for(32))[1]
+    blocks = splash.fitting(256, 256, tiles.tiles_for(32))[1]
     assert blocks.block_q == fastest["queries"] and blocks.block_kv_compute == 128

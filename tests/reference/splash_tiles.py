@@ -22,7 +22,7 @@ os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={DUMP} --xla_jf_dump_llo_tex
 import jax
 import jax.numpy as jnp
 
-from svdp_jax.models.attention import splash_kernel, splash_mask
+from svdp_jax.models.splash import splash_kernel, splash_mask
 from svdp_jax.planning import aot
 
 PRODUCTS = {"fwd": 2, "dkv": 5}  # of the size of the scores
