@@ -148,7 +148,7 @@ def go_through(options: argparse.Namespace, settings: jobs.Settings, listing: in
     for name in list(stages.STAGES)[: list(stages.STAGES).index(names[-1]) + 1]:
         entry = stages.STAGES[name]
         found = entry.jobs(given)
-        todo = [job for job in found if not jobs.done(job)]
+        todo = [job for job in found if not jobs.done(job, given.results.read)]
         if name in names:
             make(entry, given, found, todo, options.workers, beam)
         elif todo:
@@ -161,7 +161,9 @@ def go_through(options: argparse.Namespace, settings: jobs.Settings, listing: in
     print("\n".join(f"{what}: {number}" for what, number in counts))
     print(f"See {out / 'report.html'}.")
     if found and options.export:
-        print(f"{triplets.export(out, left.clips(out, given.sources), settings.size, options.caption)} is written.")
+        print(
+            f"{triplets.export(given.results, given.results.clips(given.sources), settings.size, options.caption)} is written."
+        )
     if not found:
         raise UserError(f"no clip is left for --stage {name}; {out / 'report.html'} says why.")
 
@@ -173,8 +175,8 @@ def make(entry: stages.Entry, given: stages.Given, found: list[jobs.Job], todo: 
     if todo or gone:
         print(jobs.told(entry.title, entry.items, found, todo, gone))
         (folder / encode.MANIFEST).unlink(missing_ok=True)  # of records: it would speak of other shards
-    if todo:
         pipeline.run(entry.stage, todo, beam or local(workers, len(todo), entry.network))
+        given.results.read.cache_clear()
     if found and entry.end:
         entry.end(given, found)
 
@@ -299,10 +301,10 @@ def throw_away(out: Path, redo: str | None) -> None:
 
 
 def write_report(given: stages.Given, listing: ingest.Listing, copies: list[tuple[str, str]]) -> list[tuple[str, int]]:
-    out = given.out
-    found = left.clips(out, given.sources)
+    out, results = given.out, given.results
+    found = results.clips(given.sources)
     alike = stages.near(given, found)
-    masked, pairs = ({clip.name: of(out, clip) for clip in found} for of in (left.mask_of, left.pair_of))
+    masked, pairs = ({clip.name: of(clip) for clip in found} for of in (results.mask_of, results.pair_of))
     driven = {clip.name: pairs[clip.name]["driver"] for clip in found if pairs[clip.name].get("driver")}
     rejected = [report.Rejected(f"{name} ({why})", "video missing") for name, why in listing.missing]
     rejected += [report.Rejected(f"{name} (it is {other})", "the same video again") for name, other in copies]
@@ -325,10 +327,10 @@ def write_report(given: stages.Given, listing: ingest.Listing, copies: list[tupl
 
 def rejected_shots(given: stages.Given):
     for source in given.sources:
-        faces = left.read_json(given.out / "faces" / f"{source.name}.json")
+        faces = given.results.read(given.out / "faces" / f"{source.name}.json")
         if faces and faces["error"]:
             yield report.Rejected(faces["error"], "video cannot be read")
-        for shot in (left.read_json(given.out / "crops" / source.name / "clips.json") or {"rejected": []})["rejected"]:
+        for shot in (given.results.read(given.out / "crops" / source.name / "clips.json") or {"rejected": []})["rejected"]:
             yield report.Rejected(shot["name"], shot["reason"], lambda shot=shot: shot["thumb"], shot["thumb"])
 
 

@@ -62,7 +62,7 @@ def out(films):
 
 @pytest.fixture(scope="module")
 def clips(films, out):
-    return left.clips(out, ingest.find([str(films)]).sources)
+    return left.Results(out).clips(ingest.find([str(films)]).sources)
 
 
 def test_every_clip_comes_through(out, clips):
@@ -115,7 +115,7 @@ def test_the_face_fills_half_of_the_crop(clips):
 
 
 def test_drivers_are_other_people_in_the_same_motion(films, out, clips):
-    for clip, driver in left.paired(out, clips):
+    for clip, driver in left.Results(out).paired(clips):
         a, b = (footage.load(films / f"{name[:9]}.mp4") for name in (clip.name, driver))
         expected = [face.crop(p, clip.box, SIZE) for p in footage.pictures(a, b.identity, clip.first, clip.count)]
         path, points = left.driver_of(out, clip, driver)
@@ -129,7 +129,7 @@ def test_drivers_are_other_people_in_the_same_motion(films, out, clips):
 
 
 def test_drivers_that_were_never_recorded_say_so(out, clips):
-    clip, driver = left.paired(out, clips)[0]
+    clip, driver = left.Results(out).paired(clips)[0]
     path, _ = left.driver_of(out, clip, driver)
     said = b"comment: Drawn by svdp_jax; not a recording of a real event"
     assert all(said in data for data in crops.encoded(path))
@@ -281,7 +281,7 @@ def test_a_broken_video_costs_itself_alone(tmp_path, monkeypatch, capsys):
     assert "clips accepted: 0" in said and "rejected: video cannot be read: 2" in said
     page = (tmp_path / "out" / "report.html").read_text()
     assert "over the limit of 16,588,800 pixels" in page and "big.mp4" not in decoded
-    found = left.clips(tmp_path / "out", ingest.find([str(films)]).sources)
+    found = left.Results(tmp_path / "out").clips(ingest.find([str(films)]).sources)
     assert sorted(clip.video for clip in found) == list("012356789")
 
 

@@ -79,7 +79,7 @@ def seen(data: configs.Data) -> Callable[[Clip], bool]:
         return lambda clip: clip.path.resolve().is_relative_to(folder)
     _, manifest = encode.read_manifest(folder)
     people = {entry["person"] for entry in manifest["clips"]}
-    paths = {Path(clip.path).resolve() for clip in left.clips(folder, cut(folder))}
+    paths = {Path(clip.path).resolve() for clip in left.Results(folder).clips(cut(folder))}
     return lambda clip: clip.person in people or clip.path.resolve() in paths
 
 
@@ -111,11 +111,12 @@ def of_video(path: Path, size: int) -> Portrait:
 
 def prepared(out: Path) -> tuple[list[Clip], int]:
     """The clips that passed every gate, whether somebody drives them or not, and the size of their crops."""
-    found = left.masked(out, left.clips(out, cut(out)))
+    results = left.Results(out)
+    found = results.masked(results.clips(cut(out)))
     if not found:
         raise UserError(f"{out} holds no clip with masks; end what `python -m svdp_jax.prepare VIDEOS {out}` began.")
     clips = [Clip(clip.name, clip.person, Path(clip.path), partial(of_preparation, out, clip)) for clip in found]
-    return clips, left.read_json(out / "settings.json")["size"]
+    return clips, results.read(out / "settings.json")["size"]
 
 
 def cut(out: Path) -> list[Path]:

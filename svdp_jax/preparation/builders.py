@@ -49,7 +49,7 @@ class _FaceClips(tfds.core.GeneratorBasedBuilder):
                 (job,) = stages.STAGES[stage].jobs(given._replace(sources=[source]))
                 if not jobs.done(job):
                     jobs.do(job, lambda frames: None)
-            for clip in left.clips(work, [source]):
+            for clip in given.results.clips([source]):
                 example = {"name": clip.name, "person": clip.person, "licence": clip.licence, "fps": np.float32(clip.fps)}
                 yield clip.name, example | {"frames": list(crops.encoded(left.frames_of(work, clip)))}
 

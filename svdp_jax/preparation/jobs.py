@@ -69,9 +69,9 @@ def finish(job: Job, about: dict, files: list[Path], result: Path | None = None)
     encode.write_json(result or job.result, about | {MADE_FROM: job.made_from, FILES: held})
 
 
-def done(job: Job) -> bool:
+def done(job: Job, read: Callable[[Path], dict | None] = encode.read_json) -> bool:
     """Whether the result is there, made from the same, and all of its files too."""
-    about = encode.read_json(job.result)
+    about = read(job.result)
     return about is not None and about.get(MADE_FROM) == job.made_from and not _missing(job, about)
 
 
@@ -85,9 +85,8 @@ def _missing(job: Job, about: dict) -> bool:
     return any(size(name) != held["bytes"] for name, held in about[FILES].items())
 
 
-def held_by(result: Path) -> str:
+def held(about: dict | None) -> str:
     """Digest of all that a result says and holds, whatever it was made from; "" where there is none."""
-    about = encode.read_json(result)
     return digest({key: value for key, value in about.items() if key != MADE_FROM}) if about else ""
 
 

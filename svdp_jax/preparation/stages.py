@@ -37,6 +37,7 @@ class Given(NamedTuple):
     settings: Settings
     sources: list[ingest.Source]
     contents: Contents
+    results: left.Results
 
 
 class Pairing(NamedTuple):
@@ -59,7 +60,7 @@ def given(out: Path, settings: Settings, found: list[ingest.Source]) -> tuple[Gi
     contents.read([ingest.files(source.path) for source in found])
     seen = [source._replace(content=contents.of(ingest.files(source.path))) for source in found]
     sources, copies = alike.distinct(seen)
-    return Given(out, settings, sources, contents), copies
+    return Given(out, settings, sources, contents, left.Results(out)), copies
 
 
 # Jobs, and what the result of each is made from
@@ -86,7 +87,7 @@ def _crops(g: Given) -> list[Job]:
     result = lambda source: g.out / "crops" / source.name / "clips.json"
     made_from = lambda source: {
         "code": CODE["crops"], "film": source.content, "--size": g.settings.size, "--limit": limits,
-        "faces": jobs.held_by(g.out / "faces" / f"{source.name}.json"),
+        "faces": jobs.held(g.results.read(g.out / "faces" / f"{source.name}.json")),
     }  # fmt: skip
     return [Job(work.cut_crops, g.out, g.settings, s, result(s), plain(made_from(s))) for s in g.sources]
 
@@ -100,13 +101,13 @@ def _masks(g: Given) -> list[Job]:
     }  # fmt: skip
     return [
         Job(work.outline, g.out, g.settings, clip, g.out / "masks" / f"{clip.name}.json", plain(made_from(clip)))
-        for clip in left.clips(g.out, g.sources)
+        for clip in g.results.clips(g.sources)
     ]
 
 
 def _pairs(g: Given) -> list[Job]:
-    s, found = g.settings, left.clips(g.out, g.sources)
-    same, found = near(g, found), left.masked(g.out, found)
+    s, found = g.settings, g.results.clips(g.sources)
+    same, found = near(g, found), g.results.masked(found)
     others = [[]] * len(found) if s.pairs == "self" else drivers.candidates(found, s.seed, same)
     weights = shipped.fingerprint(storage.here(s.pair_weights)) if s.pairs == "liveportrait" else ""
     # The toy world draws a driver from two people's truth, not from pictures of them.
@@ -125,29 +126,29 @@ def _pairs(g: Given) -> list[Job]:
 def near(g: Given, found: list[crops.Clip]) -> list[tuple[str, str]]:
     """Pairs of films of several people that look alike, of those that the clips are of."""
     people = {clip.video: clip.person for clip in found}
-    looks = {name: (encode.read_json(g.out / "faces" / f"{name}.json") or {}).get("look", "") for name in people}
+    looks = {name: (g.results.read(g.out / "faces" / f"{name}.json") or {}).get("look", "") for name in people}
     return [(a, b) for a, b in alike.pairs(looks) if people[a] != people[b]]
 
 
 def _shards(g: Given) -> list[Job]:
-    s, out = g.settings, g.out
-    found = left.paired(out, left.masked(out, left.clips(out, g.sources)))
+    s, out, results = g.settings, g.out, g.results
+    found = results.paired(results.masked(results.clips(g.sources)))
     parts = [[found[i] for i in part] for part in encode.shards([clip.count for clip, _ in found])]
     mark = encode.codec_mark(s.codec)
     made = []
     for number, part in enumerate(parts):
         shard = Shard(number, [clip for clip, _ in part])
-        clips = {clip.name: digest([clip.digest, *_driven(out, clip, driver)]) for clip, driver in part}
+        clips = {clip.name: digest([clip.digest, *_driven(results, clip, driver)]) for clip, driver in part}
         made_from = {"code": CODE["encode"], "--codec": mark, "--size": s.size, "clips": clips}
         result = (out / "records" / shard.file).with_suffix(".json")
         made.append(Job(work.encode_shard, out, s, shard, result, plain(made_from)))
     return made
 
 
-def _driven(out: Path, clip: crops.Clip, driver: str) -> list[str]:
+def _driven(results: left.Results, clip: crops.Clip, driver: str) -> list[str]:
     """Digests of what tells a clip's driver: of its own outlines where it drives itself."""
     folders = ("pairs", "masks") if driver == clip.name else ("pairs",)
-    return [jobs.held_by(out / folder / f"{clip.name}.json") for folder in folders]
+    return [jobs.held(results.read(results.out / folder / f"{clip.name}.json")) for folder in folders]
 
 
 def write_manifest(g: Given, shards: list[Job]) -> None:
@@ -155,12 +156,12 @@ def write_manifest(g: Given, shards: list[Job]) -> None:
     folder, first, entries = g.out / "records", 0, []
     for job in shards:
         for clip in job.item.clips:
-            about = left.pair_of(g.out, clip)
+            about = g.results.pair_of(clip)
             entries.append({"name": clip.name, "person": clip.person, "driver": about["driver"], "first": first,
                             "count": clip.count, "fps": clip.fps, "sources": clip.sources, "licence": clip.licence,
                             "driver_made_by": about["made_by"]})  # fmt: skip
             first += clip.count
-    whole, codec = [encode.read_json(job.result) for job in shards], g.settings.codec
+    whole, codec = [g.results.read(job.result) for job in shards], g.settings.codec
     licences = sorted({entry["licence"] for entry in entries})
     files = [{"file": job.item.file, "records": about["records"]} | about["files"][job.item.file]
              for job, about in zip(shards, whole)]  # fmt: skip

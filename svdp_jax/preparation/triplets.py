@@ -29,24 +29,24 @@ from svdp_jax.preparation import crops, left
 FOLDER, MANIFEST = "triplets", "triplets.jsonl"
 
 
-def export(out: Path, found: list[crops.Clip], size: int, caption: str) -> Path:
+def export(results: left.Results, found: list[crops.Clip], size: int, caption: str) -> Path:
     """Writes the folder anew, complete or not at all; returns the manifest. UserError where nobody drives another."""
-    pairs = [(clip, driver) for clip, driver in left.paired(out, left.masked(out, found)) if driver != clip.name]
+    pairs = [(clip, driver) for clip, driver in results.paired(results.masked(found)) if driver != clip.name]
     if not pairs:
         raise UserError("no clip is driven by another person, so there are no triplets; OUT/report.html says why.")
-    folder, partial = out / FOLDER, out / f".{FOLDER}.partial"
+    folder, partial = results.out / FOLDER, results.out / f".{FOLDER}.partial"
     remove(partial)
     partial.mkdir()
-    lines = [json.dumps(written(out, partial, *pair, size, caption)) for pair in tqdm(pairs, desc="Triplets", unit="clip")]
+    lines = [json.dumps(written(results, partial, *pair, size, caption)) for pair in tqdm(pairs, desc="Triplets", unit="clip")]
     (partial / MANIFEST).write_text("\n".join(lines) + "\n")
     remove(folder)
     partial.rename(folder)
     return folder / MANIFEST
 
 
-def written(out: Path, folder: Path, clip: crops.Clip, driver: str, size: int, caption: str) -> dict:
+def written(results: left.Results, folder: Path, clip: crops.Clip, driver: str, size: int, caption: str) -> dict:
     """The three files of a clip, and its line."""
-    about, fps = left.pair_of(out, clip), Fraction(clip.fps).limit_denominator(1001)
+    out, about, fps = results.out, results.pair_of(clip), Fraction(clip.fps).limit_denominator(1001)
     names = {"reference_image": "reference.png", "driving_video": "driving.mp4", "target_video": "target.mp4"}
     files = {key: f"{clip.name}_{name}" for key, name in names.items()}
     own, (driving, _) = left.frames_of(out, clip), left.driver_of(out, clip, driver)

@@ -198,7 +198,7 @@ def encode_shard(job: Job, advance: Callable) -> None:
     job.result.parent.mkdir(exist_ok=True)
 
     def pictures() -> Iterator[encode.Pictures]:
-        for clip, driver in left.paired(out, shard.clips):
+        for clip, driver in left.Results(out).paired(shard.clips):
             path, points = left.driver_of(out, clip, driver)
             for target, driving, outlines in zip(crops.read(left.frames_of(out, clip)), crops.read(path), points, strict=True):
                 mask = masks.mask(outlines, s.size)
