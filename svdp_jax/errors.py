@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -108,6 +108,8 @@ def heard(words: Callable[[int], str]) -> Generator[None]:
         for path in unfinished:
             shutil.rmtree(path, ignore_errors=True)
         print(f"\n{words(number)}", file=sys.stderr, flush=True)
+        if without_tidying.is_set():
+            kill_children()
         os._exit(128 + number)
 
     reading, writing = os.pipe()
@@ -130,13 +132,21 @@ def at_once() -> Generator[None]:
     """Within, a signal ends the process where it is.
 
     For libraries whose own way to stop is long, and may have no end: all that is under way must be whole or not
-    there at any moment, and children must end with their parent.
+    there at any moment. Children end with it; one that finds its parent gone would say more than is wanted.
     """
     without_tidying.set()
     try:
         yield
     finally:
         without_tidying.clear()
+
+
+def kill_children() -> None:
+    """Of this process, where Linux tells which they are."""
+    with suppress(OSError):  # one that has just ended
+        found = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+        for child in sum(found, []):
+            os.kill(int(child), signal.SIGKILL)
 
 
 def check_names() -> None:

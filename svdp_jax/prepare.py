@@ -175,23 +175,15 @@ def make(entry: stages.Entry, given: stages.Given, found: list[jobs.Job], todo: 
     if todo or gone:
         print(jobs.told(entry.title, entry.items, found, todo, gone))
         (folder / encode.MANIFEST).unlink(missing_ok=True)  # of records: it would speak of other shards
-        pipeline.run(entry.stage, todo, beam or local(workers, len(todo), entry.network))
+        pipeline.run(entry.stage, todo, beam, processes(workers, len(todo), entry.network))
         given.results.read.cache_clear()
     if found and entry.end:
         entry.end(given, found)
 
 
-def local(workers: int, jobs: int, network: bool) -> list[str]:
-    """Beam's options for processes on this machine; one process is not worth starting another for.
-
-    An accelerator belongs to one process, so that networks run in this one.
-    """
-    alone = network and jax.default_backend() != "cpu"
-    several = 1 if alone else min(workers, jobs)
-    if several < 2:
-        return []
-    quiet = "--default_sdk_harness_log_level=ERROR"
-    return [f"--direct_num_workers={several}", "--direct_running_mode=multi_processing", quiet]
+def processes(workers: int, jobs: int, network: bool) -> int:
+    """How many do so many jobs here. An accelerator belongs to one process, so that networks run in this one."""
+    return 1 if network and jax.default_backend() != "cpu" else min(workers, jobs)
 
 
 def draw_toy(folder: Path, clips: int) -> None:

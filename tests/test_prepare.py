@@ -4,9 +4,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -235,6 +237,27 @@ def test_beam_gives_the_same_bytes(films, undisturbed, tmp_path):
     pytest.importorskip("apache_beam")
     prepare.main(options(films, tmp_path / "out", "--workers", "1", pairs="self"))
     assert content(tmp_path / "out") == undisturbed
+
+
+def test_stopped_while_processes_work_they_say_nothing_and_are_gone(films, undisturbed, tmp_path):
+    """By Ctrl-C, which a terminal sends to them as well, then by SIGTERM in a later stage; what they made is as ever."""
+    pytest.importorskip("apache_beam")
+    out, heard = tmp_path / "out", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # where these tests do not hear it
+    command = [sys.executable, "-m", "svdp_jax.prepare", *options(films, out, "--workers", "2", pairs="self")]
+    for number, name, stage in ((signal.SIGINT, "Ctrl-C", "faces"), (signal.SIGTERM, "SIGTERM", "masks")):
+        process = subprocess.Popen(
+            command, cwd=Path(__file__).parents[1], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=True, preexec_fn=heard,
+        )  # fmt: skip
+        while process.poll() is None and not any((out / stage).glob("*.json")):
+            time.sleep(0.02)
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=120)  # until nobody is left who could say more
+        *bars, last = filter(None, re.split(r"[\r\n]+", said))
+        assert last == f"prepare: stopped by {name}; the same command goes on where it was."
+        assert process.returncode == 128 + number and all(re.match(r"\w+: +\d+%\|", bar) for bar in bars), said
+    prepare.main(options(films, out, pairs="self") + LOOP)
+    assert content(out) == undisturbed
 
 
 def test_without_beam_the_fix_is_said(films, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,9 @@ the same folders. Progress is counted from the files that are there, so it is sh
 """
 
 import logging
+import os
+import shlex
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,17 +29,18 @@ class Stage(NamedTuple):
     weight: Callable[[Any], int]  # frames of a job
 
 
-def run(stage: Stage, jobs: list, beam: list[str]) -> None:
-    """Does the jobs that are not done. `beam`: Beam's own options, or --runner=none for a plain loop."""
+def run(stage: Stage, jobs: list, beam: list[str], workers: int = 1) -> None:
+    """Does the jobs that are not done. `beam`: Beam's own options, or --runner=none for a plain loop; without any, so many
+    processes here do them."""
     todo = [job for job in jobs if not stage.done(job)]
     total = sum(map(stage.weight, todo))
     if todo:
         with tqdm(total=total, desc=stage.title, unit="frame", smoothing=0) as bar:
             runner = _loop if beam == [f"--runner={NO_BEAM}"] else _beam
-            runner(stage, todo, bar, beam)
+            runner(stage, todo, bar, beam, workers)
 
 
-def _loop(stage: Stage, todo: list, bar: tqdm, _) -> None:
+def _loop(stage: Stage, todo: list, bar: tqdm, *_) -> None:
     reached = 0
     for job in todo:
         stage.work(job, bar.update)
@@ -44,24 +48,39 @@ def _loop(stage: Stage, todo: list, bar: tqdm, _) -> None:
         bar.update(reached - bar.n)
 
 
-def _beam(stage: Stage, todo: list, bar: tqdm, options: list[str]) -> None:
+def _beam(stage: Stage, todo: list, bar: tqdm, options: list[str], workers: int) -> None:
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    unheard = logging.NullHandler()  # Beam looks which services there are, and warns of those that are not
+    logging.getLogger().addHandler(unheard)
     try:
-        logging.getLogger("apache_beam").setLevel(logging.ERROR)
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+        from apache_beam.transforms.environments import SubprocessSDKEnvironment
     except ImportError:
         raise UserError(
             "Apache Beam is not installed: `pip install 'svdp_jax[data]'`, or add `-- --runner=none` for a plain loop."
         ) from None
+    finally:
+        logging.getLogger().removeHandler(unheard)
+    runner = None  # that of the options
+    if not options and workers > 1:
+        runner = FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(_worker()))
+        options = [f"--direct_num_workers={workers}"]
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stage, todo, bar, finished))
     watcher.start()
     try:
-        with at_once(), beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+        with at_once(), beam.Pipeline(runner, PipelineOptions(options)) as pipeline:
             _ = pipeline | beam.Create(todo) | beam.Reshuffle() | beam.Map(stage.work, _ignore)
     finally:
         finished.set()
         watcher.join()
+
+
+def _worker() -> str:
+    """A shell's line that starts a worker of this process. Signals that a terminal sends to both are this one's to hear."""
+    return f"trap '' INT TERM; exec {shlex.quote(sys.executable)} -m svdp_jax.preparation.worker {os.getpid()}"
 
 
 def _watch(stage: Stage, todo: list, bar: tqdm, finished: threading.Event) -> None:
