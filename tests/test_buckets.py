@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -299,19 +300,40 @@ def test_one_whose_folder_was_taken_stops_and_sends_nothing(bucket, monkeypatch,
     assert objects(bucket).keys() == {mirror.OWNER} and "has taken" in caplog.text
 
 
-def test_a_network_that_is_lost_for_a_while_is_borne(bucket, monkeypatch, caplog):
-    real, broken = storage.Copy.push, [True]
+@pytest.mark.parametrize(
+    "place, name, fault",
+    [
+        (storage.Copy, "send", ConnectionError("no route to host")),
+        (storage, "write_whole", OSError(28, "No space left on device")),
+    ],
+)
+def test_a_network_that_is_lost_and_a_disk_that_is_full_are_borne_and_said_once(
+    bucket, monkeypatch, caplog, place, name, fault
+):
+    tries = []
 
-    def push(self, shows=False):
-        if broken and broken.pop():
-            raise UserError("the network is gone.")
-        real(self, shows)
+    def broken(*about):
+        tries.append(about)
+        raise fault
 
     with mirrored(bucket) as folder:
-        monkeypatch.setattr(storage.Copy, "push", push)
-        (folder / "a").write_text("a")
-        assert soon(lambda: "a" in objects(bucket))
-    assert "It is tried again" in caplog.text
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, broken)
+            (folder / "a").write_text("a")
+            assert soon(lambda: len(tries) > 2)
+        (folder / "b").write_text("b")
+        assert soon(lambda: {"a", "b"} <= objects(bucket).keys())
+    assert caplog.text.count("It is tried again") == 1 and str(fault) in caplog.text
+    with pytest.raises(UserError, match=re.escape(str(fault))), mirrored(bucket) as folder:
+        monkeypatch.setattr(place, name, broken)
+        (folder / "c").write_text("c")
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(bucket, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SVDP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="make room, or set SVDP_CACHE"):
+        storage.here(bucket)
 
 
 def soon(condition, seconds: float = 60) -> bool:

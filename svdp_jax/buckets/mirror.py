@@ -101,7 +101,7 @@ class Mirror:
 
     def beat(self) -> None:
         """Sends what is new, until the end or until another has taken the folder."""
-        count = 0
+        count, said = 0, False
         while not self.ended.wait(BEAT):
             count += 1
             try:
@@ -110,8 +110,11 @@ class Mirror:
                     return
                 self.sign(self.generation, count)
                 self.copy.push()
-            except UserError as error:  # a network that is lost for a while
-                logger.warning("%s It is tried again.", error)
+                said = False
+            except UserError as error:  # a network that is lost for a while, or a disk that is full
+                if not said:
+                    logger.warning("%s It is tried again.", error)
+                said = True
 
     def lost(self) -> bool:
         """Whether the folder is another's by now."""

@@ -100,11 +100,12 @@ class Copy:
     @contextlib.contextmanager
     def alone(self) -> Generator[None]:
         """Within, other processes that bring the same wait."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_name(f".{self.path.name}.lock"), "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            self.known = self.recorded()
-            yield
+        with self.said("read"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path.with_name(f".{self.path.name}.lock"), "w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self.known = self.recorded()
+                yield
 
     def recorded(self) -> dict[str, Stamp]:
         return {name: Stamp(*entry) for name, entry in read_json(self.record).items()}
@@ -161,8 +162,6 @@ class Copy:
             path.parent.mkdir(parents=True, exist_ok=True)
             blob.download_to_filename(str(partial))
             partial.replace(path)
-        except OSError as error:
-            raise UserError(f"{self} cannot be brought to {path} ({error}); make room, or set SVDP_CACHE.") from None
         finally:
             partial.unlink(missing_ok=True)
         status = path.stat()
@@ -187,9 +186,15 @@ class Copy:
 
     def push(self, shows: bool = False) -> None:
         """Makes the bucket hold what the copy is; where it was the same before, only what changed. shows: a bar."""
-        changed, gone = self.unsent()
-        sizes = [file.bytes for file in changed.values()]
-        with self.said("written"), self.noted(), bar(f"Sending to {self}", sizes if shows else []) as moved:
+        with self.said("written"), self.noted():
+            changed, gone = self.unsent()
+            self.send(changed, shows)
+            self.bucket().delete_blobs([self.object(name) for name in gone], on_error=lambda _: None)
+            for name in gone:
+                del self.known[name]
+
+    def send(self, changed: dict[str, Stamp], shows: bool) -> None:
+        with bar(f"Sending to {self}", [file.bytes for file in changed.values()] if shows else []) as moved:
             for name, file in changed.items():
                 with contextlib.suppress(FileNotFoundError):  # it has left since
                     blob = self.object(name)
@@ -197,9 +202,6 @@ class Copy:
                     # What was written to while it was sent differs from this stamp, and is sent again.
                     self.known[name] = file._replace(generation=blob.generation)
                     moved(file.bytes)
-            self.bucket().delete_blobs([self.object(name) for name in gone], on_error=lambda _: None)
-            for name in gone:
-                del self.known[name]
 
     @contextlib.contextmanager
     def noted(self) -> Generator[None]:
@@ -212,17 +214,19 @@ class Copy:
 
     @contextlib.contextmanager
     def said(self, what: str) -> Generator[None]:
-        """What the bucket has against it, as a sentence."""
+        """What the bucket has against it, or the disk of the copy, as a sentence."""
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
         from requests.exceptions import RequestException
 
         try:
             yield
-        except (GoogleAPIError, GoogleAuthError, RequestException) as error:
+        except (GoogleAPIError, GoogleAuthError, RequestException, ConnectionError, TimeoutError) as error:
             reason = " ".join(str(error).split())[:200]
             advice = "see that the bucket is there and that you may use it (`gcloud auth application-default login`)"
             raise UserError(f"{self} cannot be {what} ({type(error).__name__}: {reason}); {advice}.") from None
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be kept the same as {self} ({error}); make room, or set SVDP_CACHE.") from None
 
 
 def shown(name: str) -> bool:
