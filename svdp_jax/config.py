@@ -43,6 +43,7 @@ from svdp_jax.values.declared import (
     Steps,
     Whole,
     build,
+    find,
 )  # fmt: skip
 
 
@@ -375,9 +376,14 @@ def from_flags(values: ConfigDict | dict) -> Config:
 
 def parse(arguments: list[str], values: flags.FlagValues) -> Config:
     """The config, beside the flags already defined. Raises UserError for what is neither."""
+    for argument in arguments:
+        if argument.startswith("--config."):
+            find(Config, argument.partition("=")[0].removeprefix("--config."), "config")
     config_flags.DEFINE_config_file("config", sys_argv=arguments, flag_values=values)
     try:
-        values(arguments)
+        _, *rest = values(arguments)
+        if rest:
+            raise UserError(f"{rest[0]} is no flag: these begin with --, such as --config.seed=1.")
         if values.config is None:
             raise UserError("name a config, such as --config configs/toy_cpu.py.")
         return from_flags(values.config.to_dict())  # which says why, where the file could not be read

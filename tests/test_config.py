@@ -154,6 +154,23 @@ def test_every_field_can_be_set_by_a_flag_or_is_refused_in_one_sentence(value):
             assert "\n" not in str(error) and len(str(error)) < 600, error
 
 
+@pytest.mark.parametrize(
+    "argument, sentence",
+    [
+        ("--config.banana=1", "config has no field 'banana'; it has name, model, data"),
+        ("--config.optimizer.rate=1", "config.optimizer has no field 'rate'; it has beta1"),
+        ("--config.stages[0].rates=1", r"config.stages\[0\] has no field 'rates'; it has steps"),
+        ("--config.stages.rate=1", r"config.stages has no field 'rate'; it has \[0\] and so on"),
+        ("--config.seed.x=1", "config.seed has no field 'x'; it has none"),
+        ("--config.stages[0]=1", r"config.stages\[0\] holds fields; set one of them: steps"),
+        ("config.seed=1", "config.seed=1 is no flag: these begin with --"),
+    ],
+)
+def test_a_flag_that_names_no_field_is_told_which_there_are(argument, sentence):
+    with pytest.raises(UserError, match=sentence):
+        configs.parse(["train", "--config", str(FILES[0]), argument], flags.FlagValues())
+
+
 @pytest.mark.parametrize("path", ["stages", "flow.dropout", "model", "data", "mesh"])
 @pytest.mark.parametrize("value", [None, 3, "toy", [3], ["toy"], {"a": 1}])
 def test_a_group_of_fields_that_is_none_is_said(path, value):

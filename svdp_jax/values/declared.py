@@ -1,6 +1,7 @@
 """Ranges that fields are declared with, and dataclasses built and checked from plain values."""
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Annotated, Literal
@@ -53,6 +54,23 @@ def build(kind, values, path):
     if missing := [name for name in needed if name not in values]:
         raise UserError(f"{path}.{missing[0]} is missing.")
     return kind(**{name: build(hints[name], value, f"{path}.{name}") for name, value in values.items()})
+
+
+def find(kind, field: str, path: str) -> None:
+    """Looks for a field such as stages[0].rate of a type, which `path` names. UserError where it has none."""
+    for word in re.findall(r"[^.\[\]]+", field):
+        kind, _ = declared(kind)
+        listed = typing.get_origin(kind) is tuple
+        hints = typing.get_type_hints(kind, include_extras=True) if dataclasses.is_dataclass(kind) else {}
+        if listed and word.isdigit():
+            kind, path = typing.get_args(kind)[0], f"{path}[{word}]"
+        elif word in hints:
+            kind, path = hints[word], f"{path}.{word}"
+        else:
+            fields = "[0] and so on" if listed else ", ".join(hints) or "none"
+            raise UserError(f"{path} has no field {word!r}; it has {fields}.")
+    if dataclasses.is_dataclass(kind):
+        raise UserError(f"{path} holds fields; set one of them: {', '.join(typing.get_type_hints(kind))}.")
 
 
 def declared(kind) -> tuple:
