@@ -118,6 +118,7 @@ def test_two_processes_that_share_the_frames_train_the_same(trained, records, ro
     one, two = ([line["held_out_loss"] for line in metrics(folder) if "held_out_loss" in line] for folder in (trained, work))
     assert len(two) == 2 and two == pytest.approx(one, rel=0.02)
     assert sorted(path.name for path in (work / "samples").iterdir()) == ["3.mp4", "6.mp4"]
+    assert "nobody is held out" in hosts[0].said()
 
 
 @pytest.fixture(scope="module")

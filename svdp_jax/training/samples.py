@@ -54,6 +54,10 @@ class Samples:
             self.write(made, provenance(engine.fingerprint))
 
     def prepare(self, average, constants) -> SVDPEngine:
+        if self.config.data.source != "toy":
+            logger.warning(
+                "held_out_loss and samples/ are of people who are trained on: in %s nobody is held out.", self.config.data.path
+            )
         rows = parallel.own_rows(self.mesh, self.config.data.batch)
         held_out = records.held_out(self.config, self.example, rows)
         self.batch = parallel.global_batch(held_out, self.mesh, self.config.data.batch)
