@@ -7,6 +7,7 @@ RESULT
 """
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,13 @@ from svdp_jax import prepare
 from svdp_jax.preparation import work
 
 COMMANDS = 9
+
+
+def processor() -> float:
+    """Seconds of a processor that commands have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
 
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
@@ -39,8 +47,9 @@ if __name__ == "__main__":
         env |= {"PYTHONPYCACHEPREFIX": f"{folder}/compiled"}
         times = []
         for _ in range(1 + COMMANDS):
-            start = time.perf_counter()
+            start, before = time.perf_counter(), processor()
             subprocess.run([sys.executable, "-m", "svdp_jax.prepare", *words], check=True, env=env, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - start)
-        told = ", ".join(f"{seconds:.2f}" for seconds in sorted(times[1:]))
-        print(f"the command: {statistics.median(times[1:]):.2f} s, the median of {told}; load {os.getloadavg()[0]:.1f}")
+            times.append((time.perf_counter() - start, processor() - before))
+        wall, busy = zip(*times[1:])
+        print(f"the command: {statistics.median(wall):.2f} s, {min(wall):.2f} to {max(wall):.2f}; of a processor "
+              f"{statistics.median(busy):.2f} s; load {os.getloadavg()[0]:.1f}")  # fmt: skip
