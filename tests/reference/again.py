@@ -3,7 +3,8 @@
 How long an unchanged preparation takes to say that it is: FILMS (1000) films of four frames, each another
 person, every stage, drivers made without a network. The whole command as it is when installed, its modules
 compiled once and for all, COMMANDS times; and its work alone, without starting Python and libraries.
-RESULT
+Before all else (`chrt -r 1`) on two cores of an AMD EPYC that other work shared, 2026-11-28: 94 s at first, 0.9 s again,
+1.9 s the command.
 """
 
 import os
