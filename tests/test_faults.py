@@ -22,7 +22,7 @@ from harness import MARK, ROOT, STEPS, Run, differing, events, left, marked, met
 
 from svdp_jax import files, train
 from svdp_jax.errors import UserError
-from svdp_jax.training import health, identity, records, runs, step as training
+from svdp_jax.training import health, identity, journal, records, runs, step as training
 from svdp_jax.weights import checkpoint, prompts
 
 
@@ -128,7 +128,6 @@ NAP = """
 import sys, time
 from pathlib import Path
 import nap
-from svdp_jax import prepare
 from svdp_jax.preparation import pipeline
 
 def work(job, advance):
@@ -137,7 +136,7 @@ def work(job, advance):
 
 if __name__ == "__main__":
     jobs = [f"{sys.argv[1]}/job{number}" for number in range(4)]
-    pipeline.run(pipeline.Stage("nap", nap.work, lambda _: False, lambda _: 1), jobs, prepare.local(2, 4, network=False))
+    pipeline.run(pipeline.Stage("nap", nap.work, lambda _: False, lambda _: 1), jobs, [], 2)
 """
 
 
@@ -263,6 +262,18 @@ def test_a_run_is_begun_anew_where_that_is_said(whole, tmp_path, monkeypatch):
     assert {path.name for path in (work / "before-1").iterdir()} == before
     assert differing(state(whole), state(work / "before-1")) == []
     assert (work / "before-2" / "config.json").is_file() and not list(checkpoint.run_checkpoints(work))
+
+
+@pytest.mark.parametrize("cut, lost", [(0, ""), (1, ""), (9, "what it told of steps 3 to 3 is lost")])
+def test_metrics_that_were_cut_off_are_gone_on_with_and_said_where_steps_are_lost(tmp_path, caplog, cut, lost):
+    """As where a machine went down; with the run's last step saved, no step is done again."""
+    path, line = tmp_path / "metrics.jsonl", lambda step: json.dumps({"step": step, "loss": 1.5}) + "\n"
+    path.write_text("".join(map(line, (1, 2, 3)))[: -cut or None])
+    journal.Journal(tmp_path, 3, 4).close()
+    with open(path, "a") as file:
+        file.write(line(4))
+    assert [each["step"] for each in metrics(tmp_path)] == [1, 2, *([] if lost else [3]), 4]
+    assert lost in caplog.text and bool(lost) == bool(caplog.text)
 
 
 def test_contents_are_compared_and_not_names(tmp_path):

@@ -132,9 +132,13 @@ def step_of(line: str) -> int | None:
 
 
 def drop_later(path: Path, step: int) -> None:
-    """Takes the lines after `step` out of a file of JSON lines, and what a kill left half-written."""
+    """Takes the lines after `step` out of a file of JSON lines, and what was left half-written; says so where that told
+    of steps that are not done again."""
     if not path.exists():
         return
-
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    write_whole(path, "".join(line for line in lines if (at := step_of(line)) is not None and at <= step))
+    lines = path.read_text(errors="replace").splitlines()
+    steps = [step_of(line) for line in lines]
+    write_whole(path, "".join(f"{line}\n" for at, line in zip(steps, lines) if at is not None and at <= step))
+    told = max((at for at in steps if at is not None), default=0)
+    if None in steps and told < step:
+        logger.warning("%s is cut off: what it told of steps %d to %d is lost.", path, told + 1, step)

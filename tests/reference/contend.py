@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -201,7 +202,7 @@ FAULTS = {
 }
 SAID = (
     "at work in", "without a word", "is not used", "is whole", "holds no checkpoint", "holds another run", "begins at step 0",
-    "nothing more is saved",
+    "nothing more is saved", "is cut off",
 )  # fmt: skip
 LOST = "begin anew with --restart, which keeps what is there"  # of the refusals, that for want of a sound checkpoint
 
@@ -289,13 +290,19 @@ def once(base: Path, whole: dict[str, str], number: int, seed: int) -> dict:
         lost.append(f"not at its end after {STARTS} starts: {words[-300:]}")
     found = within_a_child(lambda: states(work))
     lost += [f"step {step} is another's" for step in found if found[step] != whole.get(step)]
-    steps = [line["step"] for line in harness.metrics(work)]
-    if steps != list(range(1, harness.STEPS + 1)):
+    steps, gone = [line["step"] for line in harness.metrics(work)], cut_off(logs) if harm is half_a_line else set()
+    if steps != [step for step in range(1, harness.STEPS + 1) if step not in gone]:
         lost.append(f"metrics of steps {steps}")
     left = [path.name for path in (*work.glob(".*"), *work.glob("owner.json"), *work.glob("checkpoints/.*"))]
     lost += [f"left behind: {left}"] * bool(left)
     lost += [f"a traceback in {log.name}: {log.read_text()[-500:]}" for log in logs if "Traceback" in log.read_text()]
     return {"name": name, "codes": codes, "lost": lost, "said": said(logs), "starts": len(logs), "other": False}
+
+
+def cut_off(logs: list[Path]) -> set[int]:
+    """The steps of which it was said that their lines were taken."""
+    spans = [span for log in logs for span in re.findall(r"of steps (\d+) to (\d+) is lost", log.read_text(errors="replace"))]
+    return {step for first, last in spans for step in range(int(first), int(last) + 1)}
 
 
 def said(logs: list[Path]) -> list[str]:
