@@ -17,8 +17,20 @@ CLOSE = 2  # of 255
 SQUARE = "scale=iw*sar:ih,setsar=1"
 LINEAR = "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709"
 SCREEN = "zscale=t=bt709:m=gbr:r=pc,format=gbrp"  # without the rounding of a second chroma
-TONED = f"{LINEAR},tonemap=hable:desat=0,{SCREEN}"
-HDR = {"smpte2084": TONED, "arib-std-b67": TONED, "bt2020-10": f"{LINEAR},{SCREEN}"}
+HLG = f"{LINEAR},tonemap=hable:desat=0,{SCREEN}"
+# Beyond 0..1, where chroma puts the edges of strong colours, the usual short cut gives one processor this and another that.
+EXACT = LINEAR.replace("100", "100:agamma=0")
+PQ = f"{EXACT},tonemap=hable:desat=0,{SCREEN}"
+HDR = {"smpte2084": PQ, "arib-std-b67": HLG, "bt2020-10": f"{EXACT},{SCREEN}"}
+SMOOTH = "testsrc2=s=96x64:r=10,hue=s=0.7,gblur=sigma=3"
+# Nothing, half and all of red, green and blue side by side; patches of every colour, with edges on chroma's pixels and between
+# them; and gradients.
+ANY = "255*mod(abs(sin(X*12.9898+Y*78.233+{}))*43758.5453,1)"
+STRONG = {
+    "primaries": "nullsrc=s=36x24:r=10,format=gbrp,geq=r='127.5*mod(X,3)':g='127.5*mod(Y,3)':b='127.5*mod(floor(X/3)+floor(Y/3),3)'",
+    "patches": f"nullsrc=s=36x24:r=10,format=gbrp,geq=r='{ANY.format(0)}':g='{ANY.format(1)}':b='{ANY.format(2)}'",
+    "gradients": "gradients=s=36x24:r=10:n=8:seed=3:c0=red:c1=lime:c2=blue:c3=cyan:c4=magenta:c5=yellow:c6=black:c7=white,format=gbrp",
+}
 # Linear part of the display matrix, as (a, b, c, d): x' = ax + cy, y' = bx + dy.
 MATRICES = {
     "as stored": (1, 0, 0, 1), "left": (0, -1, 1, 0), "over": (-1, 0, 0, -1), "right": (0, 1, -1, 0),
@@ -36,12 +48,12 @@ def film(path, filters="format=yuv420p", options=("-c:v", "libx264", "-qp", "4")
     return path
 
 
-def hdr(path, curve, filters="format=yuv420p10le", more=""):
+def hdr(path, curve, filters="format=yuv420p10le", more="", source=SMOOTH):
     """A film in 10 bits and BT.2020, as phones write it."""
     about = f"lossless=1:log-level=error:colorprim=bt2020:transfer={curve}:colormatrix=bt2020nc{more}"
     tags = ("-color_primaries", "bt2020", "-color_trc", curve, "-colorspace", "bt2020nc")
     options = ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", about, *tags)
-    return film(path, filters, options, "testsrc2=s=96x64:r=10,hue=s=0.7,gblur=sigma=3")
+    return film(path, filters, options, source, 3 if source == SMOOTH else 1)
 
 
 def read(path) -> np.ndarray:
@@ -139,6 +151,13 @@ def test_hdr_and_wide_gamut_as_an_ordinary_screen_shows_them(tmp_path, curve, fo
     assert "BT.2020" in sentence
 
 
+@pytest.mark.parametrize("source", STRONG)
+@pytest.mark.parametrize("curve", HDR)
+def test_the_strongest_colours_as_phones_write_them(tmp_path, curve, source):
+    change = "scale=180:120:flags=neighbor,zscale=m=2020_ncl:r=tv,format=yuv420p10le"
+    assert_as_ffmpeg(hdr(tmp_path / "a.mp4", curve, change, source=STRONG[source]), HDR[curve])
+
+
 @pytest.mark.parametrize(
     "light",
     [":max-cll=600,200", ":master-display=G(8500,39850)B(6550,2300)R(35400,14600)WP(15635,16450)L(40000000,50):hdr10=1"],
@@ -146,12 +165,12 @@ def test_hdr_and_wide_gamut_as_an_ordinary_screen_shows_them(tmp_path, curve, fo
 def test_hdr_as_bright_as_the_file_says(tmp_path, light):
     path = hdr(tmp_path / "a.mp4", "smpte2084", more=light)
     plain = read(hdr(tmp_path / "b.mp4", "smpte2084"))
-    assert np.abs(assert_as_ffmpeg(path, TONED) - plain).max() > 5
+    assert np.abs(assert_as_ffmpeg(path, PQ) - plain).max() > 5
 
 
 def test_hdr_with_pixels_that_are_not_square(tmp_path):
     path = hdr(tmp_path / "a.mp4", "arib-std-b67", "format=yuv420p10le,setsar=4/3")
-    assert_as_ffmpeg(path, f"{SQUARE},format=yuv444p16le,{TONED}")
+    assert_as_ffmpeg(path, f"{SQUARE},format=yuv444p16le,{HLG}")
     assert len(said(path)) == 1
 
 
