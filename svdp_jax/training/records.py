@@ -166,6 +166,7 @@ def folder_clips(data: configs.Data, cache: Path) -> list[np.ndarray]:
     used are named in a warning; UserError where none can.
     """
     paths, clips = videos(data), []
+    networks.check()
     if len(paths) > MANY:
         raise UserError(
             f"{data.path} holds {len(paths)} videos, and every host would crop all of them before the first step; make "
