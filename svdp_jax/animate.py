@@ -64,8 +64,19 @@ def main() -> None:
     add("--compare", action="store_true", help="show source, crop, masked driver and result side by side")
     add("--paste-back", action="store_true",
         help="put the result back into the whole picture, with a soft rim; the output has the picture's size")  # fmt: skip
-    add("--face", type=count, default=0, metavar="K", help="which face of several, 0 being the largest (default 0)")
-    add("--driving-face", type=count, metavar="K", help="the same for the video alone (default: as --face)")
+    add(
+        "--face",
+        type=count,
+        default=0,
+        metavar="K",
+        help="which face of picture and video, where they show several: 0 is the largest (default 0)",
+    )
+    add(
+        "--driving-face",
+        type=count,
+        metavar="K",
+        help="which face of the video, in its first frame that shows one (default: as --face)",
+    )
     add("--source-crop", choices=CROPS, default="auto",
         help="auto crops around the face; none takes the largest centred square (default auto)")  # fmt: skip
     add("--driving-crop", choices=CROPS, default="auto", help="the same for the video, as of one already cropped")

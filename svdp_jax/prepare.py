@@ -57,6 +57,14 @@ from svdp_jax.toy import footage
 from svdp_jax.values import declared
 from svdp_jax.weights import checkpoint
 
+SETTINGS = "settings.json"
+ALONGSIDE = (
+    SETTINGS,
+    left.FILMS,
+    "report.html",
+    "contact_sheet.png",
+    triplets.FOLDER,
+)  # what is written beside the stages' folders
 NO_PAIRS = (
     "no weights to make pairs with: give --pair-weights DIR (from `python -m convert liveportrait SRC DIR`), or "
     "--pairs self, with which every clip drives itself and the model may copy the driver's looks, or, for footage "
@@ -85,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, metavar="PIXELS", help=f"of a crop (default {defaults.size})")
     add("--longest", type=float, metavar="SECONDS", help=f"of a clip (default {defaults.longest:g})")
     add("--limit", action="append", dest="limits", metavar="GATE", help="change a gate: fact=least or fact=least:most")
-    add("--landmarks", metavar="HOW", help="windows (default, from the embedded finder), mediapipe:MODEL.task, or files:DIR")
+    add("--landmarks", metavar="HOW", help="windows (default, by our own finder), mediapipe:MODEL.task, or files:DIR")
     add("--pairs", choices=["self", *work.MAKERS],
         help="who drives: another person by LivePortrait (default), the clip itself, or a drawn person")  # fmt: skip
     add("--pair-weights", metavar="DIR", help="converted LivePortrait weights")
@@ -123,9 +131,10 @@ def prepare(options: argparse.Namespace, beam: list[str]) -> None:
     if options.draw_toy:
         draw_toy(Path(options.videos[0]), options.draw_toy)
     out = options.out
+    given = [options.list, options.pair_weights, options.codec, (options.landmarks or "").partition(":")[2]]
+    check_folder(out, options.redo, options.videos, [path for path in given if path])
     settings = decide(options, out)
     check(settings, asked(options), options.export)
-    check_folder(out, options.redo, options.videos)
     listing = ingest.find(options.videos, options.list, settings.licence)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "another preparation"):
@@ -219,7 +228,7 @@ def codec_of(choice: str | None) -> configs.Codec | None:
 
 def settings_of(out: Path) -> dict:
     """The settings of earlier runs."""
-    path = out / "settings.json"
+    path = out / SETTINGS
     if not path.exists():
         return {}
     before = json.loads(path.read_text())
@@ -232,7 +241,7 @@ def record(out: Path, settings: jobs.Settings, names: list[str]) -> None:
     read = {key for name in names for key in stages.STAGES[name].settings}
     now = {k: v for k, v in dataclasses.asdict(settings).items() if k in read}
     before = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings_of(out).items()}
-    encode.write_json(out / "settings.json", before | now)
+    encode.write_json(out / SETTINGS, before | now)
 
 
 def check(settings: jobs.Settings, names: list[str], export: str | None = None) -> None:
@@ -257,17 +266,22 @@ def check(settings: jobs.Settings, names: list[str], export: str | None = None) 
 # The folder: nothing in it is lost by mistake
 
 
-def check_folder(out: Path, redo: str | None, videos: list[str]) -> None:
+def check_folder(out: Path, redo: str | None, videos: list[str], inputs: list[str]) -> None:
     """UserError where OUT is not the folder of a preparation, or of one whose results do not say what they are."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder as OUT, new or to be gone on with.")
     if out.resolve() in {Path(path).resolve() for path in videos}:
         raise UserError(f"{out} is where the videos are; name another folder as OUT.")
-    for entry in stages.STAGES.values():
-        apart(out / entry.folder, *videos)
-    there = [entry.folder for entry in stages.STAGES.values() if (out / entry.folder).exists()]
-    if there and not (out / "settings.json").exists():
-        raise UserError(f"{out / there[0]} is there and no preparation is; name a new folder as OUT.")
+    folders = [entry.folder for entry in stages.STAGES.values()]
+    for name in (*folders, *ALONGSIDE):
+        apart(out / name, *videos, *inputs)
+    there = [name for name in folders if (out / name).exists()]
+    found = [*there, *(name for name in ALONGSIDE if (out / name).exists())]
+    before = encode.read_json(out / SETTINGS)
+    if found and not (
+        isinstance(before, dict) and before.keys() <= {field.name for field in dataclasses.fields(jobs.Settings)}
+    ):
+        raise UserError(f"{out / found[0]} is there and no preparation is; name a new folder as OUT.")
     if there and not (out / left.FILMS).exists() and redo != next(iter(stages.STAGES)):
         raise UserError(
             f"{out} was made by an earlier version, whose results do not say what they were made from: train and "

@@ -57,3 +57,24 @@ def test_prepare_makes_nothing_where_the_videos_are(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err
     assert left.value.code == 2 and any(words in said for words in ("is a file", "where the videos are", "would replace"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.mp4", "b.mp4", "crops", "films", "old"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "settings.json", "triplets/mine.mp4"])
+def test_prepare_replaces_nothing_in_a_folder_of_other_things(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    for path in ("films/a.mp4", f"work/{name}"):
+        Path(path).parent.mkdir(parents=True)
+        Path(path).write_bytes(b'{"the": "user\'s"}')
+    with pytest.raises(SystemExit) as left:
+        prepare.main(["films", "work", "--pairs=self", "--codec=pixels:4", "--size=64"])
+    assert left.value.code == 2 and "no preparation is; name a new folder" in capsys.readouterr().err
+    assert Path("work", name).read_bytes() == b'{"the": "user\'s"}' and len(list(Path("work").iterdir())) == 1
+
+
+def test_prepare_replaces_no_list_or_landmarks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("films").mkdir()
+    for given in ("--list=work/report.html", "--landmarks=files:work/masks/mine"):
+        with pytest.raises(SystemExit):
+            prepare.main(["films", "work", "--pairs=self", "--codec=pixels:4", given])
+        assert "would replace the input" in capsys.readouterr().err

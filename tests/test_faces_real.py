@@ -55,6 +55,16 @@ def test_a_small_face_in_a_large_picture(face_networks, portraits, width):
         assert len(found) == 1 and away(found[0], truth * scale + 700 + 200j).max() < 0.2, name
 
 
+def test_eyes_that_the_picture_does_not_show_are_not_guessed(face_networks, portraits):
+    """Cut just below the eyes: the mesh is certain of itself, and puts eyes of its own into what is left."""
+    image, points = read_image(portraits / "s9.jpg"), np.array(PICTURES["s9.jpg"])
+    apart = 240 / 2.2
+    a, half = apart / abs(points[1] - points[0]), 360 + 360j
+    large = face.warp(image, 1 / a + 0j, points.mean() - half / a, (720, 720))
+    low = round(((points[0] - points.mean()) * a + half).imag + 0.3 * apart)
+    assert len(follow.detect(large)) == 1 and not follow.detect(large[low:])
+
+
 def wanting() -> dict[str, np.ndarray]:
     """Pictures without a face."""
     random = np.random.default_rng(0)

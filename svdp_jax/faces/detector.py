@@ -7,6 +7,7 @@ where it is in doubt, a picture is looked at in all four quarter turns, and the 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from svdp_jax.faces import mesh, networks
@@ -24,6 +25,9 @@ TURNS = (0, 1, 2, 3)  # quarters
 # Presence that the mesh must have, first in the detector's crop and then in its own: it is sure of nearly all faces, and
 # of what it lies askew on it is not. Chosen on the table of docs/faces.md.
 AT_FIRST, AGAIN = 0.76, 0.9
+# Eyes and mouth may move so far, in distances of the eyes, when the mesh looks once more, with black beyond the picture's edge in
+# place of the edge's own colours: it has settled on a face, and none of them is a guess at what the picture does not show.
+SETTLED = 0.12
 NARROWEST, WIDE = 36, 1.5  # pixels of a face that is taken, as the narrower ones are a guess; its width, in those of both eyes
 CLEAR = 0.7  # share of what speaks for one direction that may speak for another
 
@@ -192,9 +196,15 @@ def _looked_at(files, image: np.ndarray, c: Candidate) -> tuple[float, Seen | No
     wide = abs(second.points[mesh.CORNERS[1]] - second.points[mesh.CORNERS[0]]) * WIDE > NARROWEST
     h, w = image.shape[:2]
     eyes_shown = all(0 <= eye.real < w and 0 <= eye.imag < h for eye in (where.left_eye, where.right_eye))
-    sure = first.presence > AT_FIRST and second.presence > AGAIN
+    sure = first.presence > AT_FIRST and second.presence > AGAIN and _settled(files, image, second)
     certain = c.votes * c.score**3 * min(first.presence, second.presence)
     return certain, Seen(second, c.score, eyes_shown) if stays and wide and sure else None
+
+
+def _settled(files, image: np.ndarray, seen: mesh.Mesh) -> bool:
+    once_more = mesh.look(files, image, *mesh.view(seen.points), cv2.BORDER_CONSTANT)
+    before, after = (np.array([f.left_eye, f.right_eye, f.mouth]) for f in map(mesh.face_of, (seen, once_more)))
+    return abs(after - before).max() < SETTLED * abs(before[1] - before[0])
 
 
 def _centre(seen: Seen) -> complex:

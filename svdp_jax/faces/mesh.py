@@ -42,29 +42,29 @@ class Mesh(NamedTuple):
     presence: float  # 0..1
 
 
-def look(files, image: np.ndarray, a: complex, b: complex) -> Mesh:
-    """The mesh in the view of `image` whose pixel z shows a * z + b, (192, 192)."""
+def look(files, image: np.ndarray, a: complex, b: complex, border: int = cv2.BORDER_REPLICATE) -> Mesh:
+    """The mesh in the view of `image` whose pixel z shows a * z + b, (192, 192), and beyond it what OpenCV's `border` says."""
     side = networks.NETWORKS["mesh"].side
-    rows, presence = networks.run(files, "mesh", sampled(image, a, b, side).astype(np.float32) / 255)
+    rows, presence = networks.run(files, "mesh", sampled(image, a, b, side, border).astype(np.float32) / 255)
     x, y, depth = rows.reshape(POINTS, 3).astype(np.float64).T
     return Mesh(a * (x + 1j * y - 0.5 - 0.5j) + b, depth * abs(a), float(1 / (1 + np.exp(-presence[0]))))
 
 
-def sampled(image: np.ndarray, a: complex, b: complex, side: int) -> np.ndarray:
+def sampled(image: np.ndarray, a: complex, b: complex, side: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
     """The square view (side, side, 3) whose pixel z shows `image` at a * z + b; averaged where it is smaller."""
     step = int(abs(a))
     if step < 2:
-        return face.warp(image, a, b, (side, side))
+        return face.warp(image, a, b, (side, side), border)
     corners = a * (side - 1) * np.array([0, 1, 1j, 1 + 1j]) + b
     h, w = image.shape[:2]
     left, top = (int(np.clip(v.min() - step, 0, m - 1)) for v, m in ((corners.real, w), (corners.imag, h)))
     right, bottom = (int(np.clip(v.max() + step, 1, m)) for v, m in ((corners.real, w), (corners.imag, h)))
     if right - left < 2 * step or bottom - top < 2 * step:
-        return face.warp(image, a, b, (side, side))
+        return face.warp(image, a, b, (side, side), border)
     part = image[top : bottom - (bottom - top) % step, left : right - (right - left) % step]
     small = resize(part, (part.shape[1] // step, part.shape[0] // step))
     half = (step - 1) / 2 * (1 + 1j)  # between the middles of a small pixel and of its first large one
-    return face.warp(small, a / step, (b - left - 1j * top - half) / step, (side, side))
+    return face.warp(small, a / step, (b - left - 1j * top - half) / step, (side, side), border)
 
 
 def view(points: np.ndarray, roll: complex | None = None, room: float = VIEW) -> tuple[complex, complex]:
