@@ -29,7 +29,7 @@ ANY = "255*mod(abs(sin(X*12.9898+Y*78.233+{}))*43758.5453,1)"
 STRONG = {
     "primaries": "nullsrc=s=36x24:r=10,format=gbrp,geq=r='127.5*mod(X,3)':g='127.5*mod(Y,3)':b='127.5*mod(floor(X/3)+floor(Y/3),3)'",
     "patches": f"nullsrc=s=36x24:r=10,format=gbrp,geq=r='{ANY.format(0)}':g='{ANY.format(1)}':b='{ANY.format(2)}'",
-    "gradients": "gradients=s=36x24:r=10:n=8:seed=3:c0=red:c1=lime:c2=blue:c3=cyan:c4=magenta:c5=yellow:c6=black:c7=white,format=gbrp",
+    "gradients": "nullsrc=s=180x120:r=10,format=gbrp,geq=r='128+128*sin(X/17+Y/29)':g='128+128*sin(X/23-Y/13)':b='128+128*sin(Y/19)'",
 }
 # Linear part of the display matrix, as (a, b, c, d): x' = ax + cy, y' = bx + dy.
 MATRICES = {

@@ -25,9 +25,10 @@ FULL_RANGE = 2  # ffmpeg's number
 SDR_WHITE = 100  # cd/m2
 USUAL_PEAK = 10.0  # times SDR's white, where a file does not say how bright it gets
 BRIGHTEST = 100.0  # times SDR's white: PQ's highest
-# Of a table: its length, and the signals of its first place and its last. It's fine, as what a colour at the rim of BT.709 has
-# of its weakest light is the difference of two strong ones, and an error of one in 100,000 there is two steps of 255 on the screen.
-PLACES, LOWEST, HIGHEST = 1 << 21, -0.5, 1.5
+# Of a table: the lowest signal, how far signals reach, and its length. It's fine, as what a colour at the rim of BT.709 has of its
+# weakest light is the difference of two strong ones, and an error of one in 100,000 there is two steps of 255 on the screen. For
+# HLG zimg has a table too, whose errors of up to four steps are what players show.
+LOWEST, REACH, FINE, ZIMG = -0.5, 2, 1 << 21, 1 << 16
 STRIP = 32  # rows that are worked on at once: what they need stays in a processor's cache
 SCREEN_GAMMA = 2.4
 DARKEST = 1e-8  # black on the screen; the power of nothing takes eight times as long
@@ -83,11 +84,11 @@ class Colours(NamedTuple):
 
     def seen(self, frame, matrix: int, colour_range: int) -> np.ndarray:
         """(h, w, 3) uint8 RGB of a frame in FORMAT; matrix and range by ffmpeg's numbers."""
-        stored = frame.to_ndarray(channel_last=True)
+        stored, mix = frame.to_ndarray(channel_last=True), to_rgb(matrix, colour_range, len(table(self.curve)))
         picture = np.empty(stored.shape, np.uint8)
         for top in range(0, len(stored), STRIP):
             part = slice(top, top + STRIP)
-            picture[part] = self._shown(cv2.transform(stored[part].astype(np.float32), to_rgb(matrix, colour_range)))
+            picture[part] = self._shown(cv2.transform(stored[part].astype(np.float32), mix))
         return picture
 
     def _shown(self, signal: np.ndarray) -> np.ndarray:
@@ -117,13 +118,14 @@ def brightest(frame) -> float:
 
 @functools.cache
 def table(curve: Callable) -> np.ndarray:
-    """Light (PLACES,) float32 by signal."""
-    return curve(np.linspace(LOWEST, HIGHEST, PLACES)).astype(np.float32)
+    """Light (places,) float32 by signal."""
+    places = ZIMG if curve is hlg else FINE
+    return curve(LOWEST + np.arange(places) * (REACH / places)).astype(np.float32)
 
 
 @functools.cache
-def to_rgb(matrix: int, colour_range: int) -> np.ndarray:
-    """(3 4) from 16-bit luma and chroma to red, green and blue as `table` counts them."""
+def to_rgb(matrix: int, colour_range: int, places: int) -> np.ndarray:
+    """(3 4) from 16-bit luma and chroma to red, green and blue as a `table` of so many places counts them."""
     red, blue = LUMA.get(matrix, BT2020_LUMA)
     green = 1 - red - blue
     mix = np.array([
@@ -133,10 +135,9 @@ def to_rgb(matrix: int, colour_range: int) -> np.ndarray:
     ])  # fmt: skip
     black, middle = (0, 32768) if colour_range == FULL_RANGE else (16 << 8, 32768)
     luma, chroma = (65535, 65535) if colour_range == FULL_RANGE else (219 << 8, 224 << 8)
-    step = (PLACES - 1) / (HIGHEST - LOWEST)
-    mix = mix / [luma, chroma, chroma] * step
+    mix = mix / [luma, chroma, chroma] * (places / REACH)
     # With a half, so that whole numbers are the nearest ones.
-    return np.concatenate([mix, 0.5 - LOWEST * step - mix @ [[black], [middle], [middle]]], axis=1)
+    return np.concatenate([mix, 0.5 - LOWEST * places / REACH - mix @ [[black], [middle], [middle]]], axis=1)
 
 
 @functools.cache
