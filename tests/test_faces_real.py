@@ -103,6 +103,11 @@ def test_glasses_do_not_make_a_mouth_a_face():
     assert cascades._outermost([mouth, whole]) == [whole]
 
 
+@pytest.mark.parametrize("apart,sure", [(0.38, True), (0.26, False), (0.55, False)])
+def test_eyes_at_a_distance_that_no_face_has_are_not_both_eyes(apart, sure):
+    assert cascades._sure(cascades.face_by(0j, 100.0, -50j * apart, 50j * apart, 0.9)) == sure
+
+
 @pytest.mark.parametrize("name", FRAMES)
 def test_clips_are_followed_and_no_outline_shows(face_networks, portraits, name):
     frames = [frame.image for frame in video.read_frames(portraits / name)]

@@ -25,6 +25,7 @@ NOSE, MOUTH = 0.58j, 1.15j
 # Least confidence of a face that is found in one picture: none reaches it of which not both eyes are seen. With one, a box in noise
 # is a face now and then, and the other eye and the mouth are a guess.
 SURE = 0.67
+APART = (0.75, 1.33)  # distances of the eyes, in those usual for a box of this size, between which both are eyes
 # Step between sizes and neighbours asked for: usual, and thorough, as glasses hide a face from the usual search.
 SEARCHES = ((1.1, 4), (1.05, 2))
 
@@ -59,7 +60,7 @@ def find(grey: np.ndarray) -> list[Face]:
     for roll in ROLLS:
         for search in SEARCHES:
             seeds = _seeds(grey, roll, *search)
-            looks = [face for seed in seeds if (face := look(grey, *seed)) and face.confidence > SURE and _again(grey, face)]
+            looks = [face for seed in seeds if (face := look(grey, *seed)) and _sure(face) and _again(grey, face)]
             if seen := _outermost(looks):
                 return sorted(seen, key=lambda face: -face.size)
     return []
@@ -67,6 +68,11 @@ def find(grey: np.ndarray) -> list[Face]:
 
 def roll_of(face: Face) -> float:
     return float(np.angle(face.right_eye - face.left_eye))
+
+
+def _sure(face: Face) -> bool:
+    usual = (EYES[1] - EYES[0]).real * face.size
+    return face.confidence > SURE and APART[0] < abs(face.right_eye - face.left_eye) / usual < APART[1]
 
 
 def _again(grey, face: Face) -> bool:
