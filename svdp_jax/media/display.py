@@ -44,7 +44,9 @@ class Display:
         untagged_hd = frame.colorspace == UNTAGGED and frame.height >= HD_HEIGHT
         form = "rgb24" if colours is None else tone.FORMAT
         if (width, height) == (frame.width, frame.height):
-            shown = self.reformatter.reformat(frame, format=form, src_colorspace=Colorspace.ITU709 if untagged_hd else None)
+            matrix_of = Colorspace.ITU709 if untagged_hd else None
+            # With several threads rows where their parts meet differ from time to time.
+            shown = self.reformatter.reformat(frame, format=form, src_colorspace=matrix_of, threads=1)
         else:
             # In the order of players, since chroma lies between pixels: turned, then stretched.
             size = f"{height}:{width}" if turned(linear) else f"{width}:{height}"
