@@ -7,7 +7,7 @@ First, `python -m convert all SD3.5-M weights`, `python -m convert prompt weight
 `python -m svdp_jax.prepare videos records --size 512 --codec weights/vae --pair-weights liveportrait`:
 the autoencoder encodes before, since it does not fit beside the training.
 By the TPU compiler, 2026-11-28 (`python -m svdp_jax.plan --config configs/colab_v6e1.py --what train`), not run on a
-chip: 26.9 of its 32 GiB. From our count of FLOPs and the stated rates: 2.41 s a step, MFU 22 % of useful FLOPs (frozen
+chip: 22.7 of its 32 GiB. From our count of FLOPs and the stated rates: 2.41 s a step, MFU 22 % of useful FLOPs (frozen
 weights need no gradients; its attention kernels are far from its peak); the 40 000 steps 26.8 h.
 `--config configs/colab_v6e1.py:personal --config.start=runs/colab_v6e1 --config.data.path=RECORDS` goes on from it, on
 one person's records: 1 440 steps, an hour.
