@@ -307,6 +307,6 @@ def test_a_rejected_pair_is_drawn_again_from_another_person(arguments, tmp_path,
 
 
 def test_an_accelerator_is_left_to_one_process(monkeypatch):
-    assert prepare.local(4, 9, network=True) and prepare.local(4, 9, network=False)
+    assert prepare.processes(4, 9, network=True) == prepare.processes(4, 9, network=False) == 4
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert not prepare.local(4, 9, network=True) and prepare.local(4, 9, network=False)
+    assert prepare.processes(4, 9, network=True) == 1 and prepare.processes(4, 9, network=False) == 4

@@ -1,7 +1,7 @@
 """Faces found by OpenCV's own cascades, which need no download: the finder of last resort.
 
 A cascade calls fur, grass and mouths faces. So a box counts only where a closer look sees it again at
-several sizes, with both eyes, and where it is not part of a larger face.
+several sizes, with both eyes where it does not fill the picture, and where it is not part of a larger face.
 """
 
 import threading
@@ -22,10 +22,10 @@ ROLLS = (0, 30, -30)  # degrees; cascades find only faces within some 15 degrees
 EYE_REACH = 0.13
 # From the middle between the eyes, in units of their distance, x along the eye line.
 NOSE, MOUTH = 0.58j, 1.15j
-# Least confidence of a face that is found in one picture: none reaches it of which not both eyes are seen. With one, a box in noise
-# is a face now and then, and the other eye and the mouth are a guess.
-SURE = 0.67
-APART = (0.75, 1.33)  # distances of the eyes, in those usual for a box of this size, between which both are eyes
+# Least confidence of a face that is found in one picture: of one that fills it, as in a portrait, and of a smaller one, of which
+# both eyes must be seen: with one, a box in noise is a face now and then, and in small pictures the other eye is a guess.
+SURE, SURE_OF_SMALL = 0.45, 0.67
+FILLS = 0.45  # of the longer side
 # Step between sizes and neighbours asked for: usual, and thorough, as glasses hide a face from the usual search.
 SEARCHES = ((1.1, 4), (1.05, 2))
 
@@ -60,7 +60,7 @@ def find(grey: np.ndarray) -> list[Face]:
     for roll in ROLLS:
         for search in SEARCHES:
             seeds = _seeds(grey, roll, *search)
-            looks = [face for seed in seeds if (face := look(grey, *seed)) and _sure(face) and _again(grey, face)]
+            looks = [face for seed in seeds if (face := look(grey, *seed)) and _sure(grey, face) and _again(grey, face)]
             if seen := _outermost(looks):
                 return sorted(seen, key=lambda face: -face.size)
     return []
@@ -70,9 +70,8 @@ def roll_of(face: Face) -> float:
     return float(np.angle(face.right_eye - face.left_eye))
 
 
-def _sure(face: Face) -> bool:
-    usual = (EYES[1] - EYES[0]).real * face.size
-    return face.confidence > SURE and APART[0] < abs(face.right_eye - face.left_eye) / usual < APART[1]
+def _sure(grey, face: Face) -> bool:
+    return face.confidence > (SURE if face.size > FILLS * max(grey.shape) else SURE_OF_SMALL)
 
 
 def _again(grey, face: Face) -> bool:
