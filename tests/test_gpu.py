@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ import pytest
 from svdp_jax import config as configs, parallel
 from svdp_jax.models import attention, layers
 from svdp_jax.planning import aot
-from svdp_jax.training import step
 
 
 @pytest.fixture
@@ -59,32 +57,21 @@ def on_a_gpu(name: str) -> configs.Config:
     )
 
 
-def lowered(function, *arguments) -> str:
-    traced = jax.jit(function).trace(*arguments)
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
+def lowered(trace, config: configs.Config) -> str:
+    mesh = parallel.make_mesh(config.mesh)
+    with jax.numpy_dtype_promotion("standard"):
+        traced = trace(config, mesh)
+        with jax.set_mesh(mesh):
+            return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize("name", ["gpu_one", "gpu_h100"])
 def test_a_train_step_is_one_that_a_gpu_can_be_given(hopper, name):
     """At full size, since what kernels take depends on lengths."""
-    config = on_a_gpu(name)
-    mesh = parallel.make_mesh(config.mesh)
-    graph, state = step.abstract_state(config, mesh)
-    update = step.make_update(config, graph, aot.abstract_codec(config)[0])
-    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-        program = lowered(update, state, aot.abstract_frozen(config, mesh), aot.abstract_batch(config, mesh))
+    program = lowered(lambda *given: aot.trace_train(*given)[0], on_a_gpu(name))
     assert "__cudnn$fmhaSoftmaxBackward" in program
 
 
 @pytest.mark.parametrize("name", ["gpu_one", "fast"])
 def test_a_sampler_is_one_that_a_gpu_can_be_given(hopper, name):
-    config = on_a_gpu(name)
-    mesh = parallel.make_mesh(config.mesh)
-    graph, state = step.abstract_state(config, mesh)
-    dtype = lambda x: x.dtype if jnp.issubdtype(x.dtype, jnp.integer) else jnp.bfloat16
-    bare = partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x)))
-    prompt = (jax.ShapeDtypeStruct((1, *x.shape), jnp.bfloat16) for x in aot.prompt_shapes(config))
-    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-        segment = aot.segment_sampler(config, graph)
-        program = lowered(segment, bare((state.weights, state.constants)), aot.abstract_latents(config, 1), *prompt)
-    assert "__cudnn$fmhaSoftmax" in program
+    assert "__cudnn$fmhaSoftmax" in lowered(aot.trace_sample, on_a_gpu(name))

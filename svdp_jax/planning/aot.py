@@ -76,10 +76,17 @@ def abstract_batch(config: configs.Config, mesh) -> dict:
 
 def compile_train(config: configs.Config, mesh):
     """The compiled train step, and its abstract state."""
+    traced, state = trace_train(config, mesh)
+    with jax.set_mesh(mesh):
+        return traced.lower().compile(), state
+
+
+def trace_train(config: configs.Config, mesh):
+    """The train step before it is lowered for any platform, and its abstract state."""
     graph, state = step.abstract_state(config, mesh)
     update = step.make_update(config, graph, abstract_codec(config)[0])
     with jax.set_mesh(mesh):
-        return update.lower(state, abstract_frozen(config, mesh), abstract_batch(config, mesh)).compile(), state
+        return update.trace(state, abstract_frozen(config, mesh), abstract_batch(config, mesh)), state
 
 
 def abstract_codec(config: configs.Config) -> tuple[nnx.GraphDef, nnx.State]:
@@ -134,6 +141,12 @@ def segment_sampler(config: configs.Config, graph: nnx.GraphDef):
 
 def compile_sample(config: configs.Config, mesh):
     """The compiled sampler of one segment, all steps, weights in the config's dtype."""
+    with jax.set_mesh(mesh):
+        return trace_sample(config, mesh).lower().compile()
+
+
+def trace_sample(config: configs.Config, mesh):
+    """That sampler before it is lowered for any platform."""
     clips, dtype = sampled_clips(config, mesh), jnp.dtype(config.dtype)
     graph, state = step.abstract_state(config, mesh)
     kind = lambda x: x.dtype if jnp.issubdtype(x.dtype, jnp.integer) else dtype  # as `learned.cast`
@@ -143,7 +156,7 @@ def compile_sample(config: configs.Config, mesh):
     text, pooled = (jax.ShapeDtypeStruct((clips, *x.shape), dtype) for x in prompt_shapes(config))
     segment = jax.jit(segment_sampler(config, graph))
     with jax.set_mesh(mesh):
-        return segment.lower(weights, abstract_latents(config, clips), text, pooled).compile()
+        return segment.trace(weights, abstract_latents(config, clips), text, pooled)
 
 
 def prompt_shapes(config: configs.Config) -> tuple:
